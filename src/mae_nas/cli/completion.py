@@ -1,0 +1,43 @@
+"""Tab completion: Hydra's, behind our sub-commands."""
+
+import os
+import re
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.completion_plugin import CompletionPlugin
+from omegaconf.errors import OmegaConfBaseException
+
+from mae_nas.cli.library import CONFIG, open_library
+
+
+def completion(request: str, commands: list[str]) -> list[str]:
+    """Answer `mae-nas -sc install=SHELL | uninstall=SHELL | query=SHELL`.
+
+    Hydra's plugins print for themselves; what is returned is still to be printed.
+    """
+    action, _, shell = request.partition("=")
+    found = [p for p in Plugins.instance().discover() if issubclass(p, CompletionPlugin)]
+    plugins = {plugin.provides(): plugin for plugin in found}
+    if action not in ("install", "uninstall", "query") or shell not in plugins:
+        raise ValueError(f"-sc {request}: write -sc install={'|'.join(sorted(plugins))}")
+    if action == "query":
+        name, command, rest = _split(os.environ.get("COMP_LINE", ""))
+        if command not in commands or not rest:
+            return [word for word in commands if word.startswith(command)]
+        if command != "search":
+            return []
+        os.environ["COMP_LINE"] = f"{name} {rest.lstrip()}"
+    with open_library() as library:
+        plugin = plugins[shell](library.loader)
+        try:
+            plugin.query(CONFIG) if action == "query" else getattr(plugin, action)()
+        except (HydraException, OmegaConfBaseException):
+            return []  # the words before the cursor do not compose: nothing to offer
+    return []
+
+
+def _split(line: str) -> tuple[str, str, str]:
+    """Program, sub-command, and the rest with its leading space."""
+    match = re.match(r"\s*(\S+)\s*(\S*)(.*)", line)
+    return (match[1], match[2], match[3]) if match else ("mae-nas", "", "")

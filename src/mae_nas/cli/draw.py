@@ -1,0 +1,39 @@
+"""`mae-nas draw`: a picture of a genotype."""
+
+from pathlib import Path
+
+from mae_nas.cli.spelling import suggest
+
+USAGE = """\
+mae-nas draw genotype=FILE|RUN|NAME|TEXT [output=PATH]
+
+Draw both cells of a genotype.
+  genotype   genotype.json, a run folder, a published name (DARTS_V2), or DARTS's text
+             'Genotype(normal=[...], ...)'
+  output     a .png or .svg file; without a suffix, both (default: genotype)
+"""
+
+
+def draw(arguments: list[str]) -> list[str]:
+    """Draw, and return a line for each file written. DARTS's text is not Hydra's grammar."""
+    options = {"output": "genotype"}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in ("genotype", "output"):
+            near = suggest(key, ["genotype", "output"])
+            raise ValueError(f"{argument}: draw takes genotype=… and output=…{near}")
+        options[key] = value
+    if not options.get("genotype"):
+        raise ValueError("genotype: needed, e.g. mae-nas draw genotype=DARTS_V2")
+    path = Path(options["output"])
+    if path.suffix not in ("", ".png", ".svg"):
+        raise ValueError(f"output: {path} is neither a .png nor a .svg file")
+
+    from mae_nas.genotype import read_genotype
+    from mae_nas.runs.plots import draw_cells
+
+    genotype = read_genotype(options["genotype"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_cells(genotype, path)
+    written = [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".svg")]
+    return [f"drawn: {file}" for file in written]

@@ -1,0 +1,83 @@
+"""Help, rendered from the YAML that it describes."""
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mae_nas.cli.compose import RUN_DIR
+from mae_nas.cli.library import open_library
+
+OVERVIEW = """\
+mae-nas: label-free architecture search by masked image reconstruction
+
+  mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
+  mae-nas draw genotype=...          a picture of a genotype
+  mae-nas COMMAND --help             more about a command
+  mae-nas --version
+
+Tab completion: eval "$(mae-nas -sc install=bash)"
+"""
+
+_KEYS = {
+    "mask.ratio": "fraction of the patches that is hidden",
+    "mask.patch_size": "pixels",
+    "mask.mode": "dense | sparse",
+    "decoder.taps": "which of F1, F2, F3",
+    "decoder.kernel": "auto | odd integer",
+    "decoder.upsample": "nearest | shuffle",
+    "objective.target": "image | permuted (the null arm)",
+    "supernet.width": "channels of the first cells",
+    "supernet.depth": "cells, at least 3",
+    "data.root": "folder of images (data=folder, cifar10, cifar100, imagenet)",
+    "seed": "",
+    "resume": "null: new run | auto: newest unfinished | PATH of a run",
+    "on_collapse": "warn | stop",
+    "trainer.max_epochs": "auto: 50, or as many more as 6,000 steps take",
+    "trainer.max_steps": "stop early; schedules stay",
+    "trainer.precision": "32-true | 64-true | bf16-mixed",
+    RUN_DIR: "the run folder",
+}
+
+_USAGE = """\
+mae-nas search [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
+
+Search an architecture on images without labels. Every key has a default.
+
+Groups (GROUP=OPTION; the default is marked *):
+{groups}
+
+Common keys (KEY=VALUE):
+{keys}
+  All keys: mae-nas search --cfg job
+
+Examples:
+  mae-nas search experiment=demo
+  mae-nas search data=folder data.root=/my/images mask.ratio=0.6 mask.patch_size=4
+  mae-nas search decoder=unet mask.mode=sparse hydra.run.dir=runs/mine resume=auto
+  mae-nas search decoder=custom decoder._target_=my_module.MyDecoder decoder.argument=1
+
+Exit codes: 0 done, 1 failed, 2 configuration, 3 stopped by the collapse verdict, 75 run it again,
+130 Ctrl-C.
+"""
+
+
+def search_help() -> str:
+    """Groups with their options, common keys with their defaults, examples."""
+    with open_library() as library:
+        groups = library.groups()
+        tree = library.compose([])
+        plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=False)  # type: ignore[assignment]
+        chosen = tree.hydra.runtime.choices
+        lines = []
+        for group, options in groups.items():
+            marked = [f"{o}*" if o == chosen.get(group) else o for o in options]
+            lines.append(f"  {group:<11} {', '.join(marked)}")
+    keys = [_key_line(plain, key, meaning) for key, meaning in _KEYS.items()]
+    return _USAGE.format(groups="\n".join(lines), keys="\n".join(keys))
+
+
+def _key_line(tree: object, key: str, meaning: str) -> str:
+    for part in key.split("."):
+        tree = tree.get(part, "") if isinstance(tree, dict) else ""
+    value = "null" if tree is None else tree
+    return f"  {f'{key}={value}':<32} {meaning}".rstrip()

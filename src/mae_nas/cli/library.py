@@ -1,0 +1,69 @@
+"""The YAML files that configurations are made of, seen through Hydra's loader."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+import mae_nas
+
+CONFIG = "search"
+
+
+def conf_dir() -> Path:
+    """`conf/` of $MAE_NAS_CONF, of the installed wheel, or of the checkout, in this order."""
+    package = Path(mae_nas.__file__).parent
+    wheel = package / "conf"
+    chosen = os.environ.get("MAE_NAS_CONF")
+    folder = Path(chosen) if chosen else wheel if wheel.is_dir() else package.parents[1] / "conf"
+    if not (folder / f"{CONFIG}.yaml").is_file():
+        where = "MAE_NAS_CONF" if chosen else "installation"
+        raise ValueError(f"{where}: {folder} holds no {CONFIG}.yaml")
+    return folder.resolve()
+
+
+class Library:
+    """All configurations within reach: ours, and a folder of the user's (`--config-dir`)."""
+
+    def __init__(self, loader: ConfigLoader, extra: Path | None) -> None:
+        self.loader = loader
+        self.search_path = [f'hydra.searchpath=["file://{extra.resolve()}"]'] if extra else []
+
+    def groups(self) -> dict[str, list[str]]:
+        """Our groups (not Hydra's) and their options."""
+        names = self._options("", ObjectType.GROUP)
+        return {name: self._options(name) for name in names if name != "hydra"}
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """The unresolved tree, Hydra's own node included; ValueError in one line."""
+        try:
+            return compose(CONFIG, [*self.search_path, *overrides], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise ValueError(_one_line(error)) from error
+
+    def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+        return self.loader.get_group_options(group, kind, overrides=self.search_path)
+
+
+@contextmanager
+def open_library(extra: Path | None = None) -> Iterator[Library]:
+    """Hydra's loader over `conf_dir()`, in front of it the user's folder `extra`."""
+    if extra is not None and not extra.is_dir():
+        raise ValueError(f"--config-dir: {extra} is not a folder")
+    with initialize_config_dir(str(conf_dir()), job_name="mae-nas", version_base="1.3"):
+        yield Library(GlobalHydra.instance().config_loader(), extra)
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__
+    text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+    return " ".join(text.split())

@@ -1,0 +1,145 @@
+"""`mae-nas`: which command, and how errors and exit codes look.
+
+Nothing here or in what it imports at the top knows torch, so that help, a wrong name and tab
+completion answer at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from mae_nas import __version__
+from mae_nas.cli.codes import CONFIGURATION, DONE, FAILED, INTERRUPTED
+from mae_nas.cli.spelling import suggest
+
+if TYPE_CHECKING:
+    from mae_nas.runs.resume import Decision
+
+COMMANDS = ("search", "draw")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        _complain(error)
+        return CONFIGURATION
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help", "help"):
+        from mae_nas.cli.help import OVERVIEW
+
+        return _say(OVERVIEW)
+    if command in ("-V", "--version"):
+        return _say(f"mae-nas {__version__}")
+    if command in ("-sc", "--shell-completion"):
+        return _complete(rest)
+    runners: dict[str, Callable[[list[str]], int]] = {"search": _search, "draw": _draw}
+    if command not in runners:
+        near = suggest(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
+        raise ValueError(f"{command}: no such command{near}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the user's own classes; last, so that it hides nothing
+    return runners[command](rest)
+
+
+def _search(arguments: list[str]) -> int:
+    from mae_nas.cli.compose import compose
+    from mae_nas.cli.help import search_help
+
+    options = _search_options(arguments)
+    if options.help:
+        return _say(search_help())
+    if options.multirun:
+        raise ValueError("-m: sweeps are not available in this version; start one run per value")
+    composed = compose(options.overrides, options.config_dir)
+    if options.cfg:
+        from omegaconf import OmegaConf
+
+        return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
+
+    _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+    from mae_nas.cli.check import check
+    from mae_nas.runs.resume import decide
+
+    decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
+    if decision.message:
+        _say(decision.message)
+    if decision.finished:
+        return DONE
+    try:
+        check(decision.config, composed.targets if decision.read_back else None)
+        return _run(decision, composed.overrides)
+    finally:
+        decision.folder.release()
+
+
+def _run(decision: "Decision", overrides: list[str]) -> int:
+    """Search in the run's folder; a folder made for a run that is then refused is taken back."""
+    from mae_nas.cli.search import run_search
+
+    folder = decision.open(overrides)
+    if not decision.continued:
+        _say(f"run folder: {folder.path}")
+    try:
+        return run_search(decision.config, overrides, folder, decision.checkpoint)
+    except (ValueError, OSError) as error:
+        _complain(error)
+        return CONFIGURATION if folder.discard() or decision.continued else FAILED
+    except KeyboardInterrupt:
+        folder.discard()
+        return INTERRUPTED
+    finally:
+        folder.release()
+
+
+def _draw(arguments: list[str]) -> int:
+    from mae_nas.cli.draw import USAGE, draw
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        return _say(USAGE)
+    return _say("\n".join(draw(arguments)))
+
+
+def _complete(arguments: list[str]) -> int:
+    from mae_nas.cli.completion import completion
+
+    words = completion(arguments[0] if arguments else "", list(COMMANDS))
+    return _say("\n".join(words)) if words else DONE
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see mae-nas search --help)")
+
+
+def _search_options(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="mae-nas search", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job"])
+    parser.add_argument("-cd", "--config-dir", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _say(text: str) -> int:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+    return DONE
+
+
+def _complain(error: ValueError | OSError) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    for line in text.splitlines() or [type(error).__name__]:
+        sys.stderr.write(f"mae-nas: {line}\n")

@@ -1,0 +1,23 @@
+"""The nearest valid name, for every message about a wrong one."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def suggest(word: str, names: Iterable[str]) -> str:
+    """Say "; did you mean X?" with the name nearest to `word`, or what its section has, if any.
+
+    Dotted keys: the same last part anywhere (`ratio`: `mask.ratio`), then a similar one in the same
+    section (`mask.ratoi`), then anywhere (`maks.ratoi`).
+    """
+    section, _, last = word.rpartition(".")
+    parts: dict[str, list[str]] = {}
+    for name in sorted(names):
+        parts.setdefault(name.rpartition(".")[2], []).append(name)
+    siblings = [part for part in parts if f"{section}.{part}".lstrip(".") in parts[part]]
+    near = [last] if last in parts else get_close_matches(last, siblings, 1)
+    near = near or get_close_matches(last, parts, len(parts) or 1)
+    best = get_close_matches(word, [name for part in near for name in parts[part]], 1, 0)
+    if best:
+        return f"; did you mean {best[0]}?"
+    return f"; {section} has {', '.join(siblings)}" if section and siblings else ""

@@ -1,0 +1,132 @@
+"""Scientific files: TIFF beyond eight bits or four channels, and NPY, read without pickles."""
+
+import logging
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+MAX_PIXELS = 89_478_485  # per image: Pillow's own limit against decompression bombs
+_UINT, _FLOAT = 1, 3  # TIFF sample formats
+_ALPHA = (1, 2)  # TIFF extra samples
+
+# Its remarks on damaged files would reach the terminal; the reason is in the exception.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+class UnreadableImageError(ValueError):
+    """Why one file cannot be used, in a few words; the file is skipped and reported."""
+
+    @classmethod
+    def too_large(cls) -> Self:
+        """Of a decompression bomb."""
+        return cls(f"more than {MAX_PIXELS:,} pixels")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself before its pixels are decoded; alpha is not a channel."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str  # uint8 | uint16 | float32
+
+
+def check_size(header: Header) -> Header:
+    """Refuse images without pixels and decompression bombs."""
+    if min(header.height, header.width, header.channels) < 1:
+        raise UnreadableImageError("an image without pixels")
+    if header.height * header.width > MAX_PIXELS:
+        raise UnreadableImageError.too_large()
+    return header
+
+
+def supported(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Any real array as uint8, uint16 or float32; other integers become float32."""
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype.name in ("uint8", "uint16"):
+        return array.astype(array.dtype.newbyteorder("="))
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UnreadableImageError("holds NaN or infinite values")
+    return array
+
+
+def npy_header(path: Path) -> Header:
+    """Header of an NPY file; the file is mapped, not read."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _header(array.shape, array.dtype)
+
+
+def read_npy(file: BytesIO) -> NDArray[np.generic]:
+    """H×W, H×W×C or C×H×W of an NPY file -> (H, W, C)."""
+    array = np.load(file, allow_pickle=False)
+    check_size(_header(array.shape, array.dtype))
+    return supported(_channels_last(array))
+
+
+def tiff_header(file: BinaryIO) -> Header | None:
+    """Header of a TIFF file, or None if Pillow reads it without loss."""
+    with tifffile.TiffFile(file) as tiff:
+        source = _tiff_source(tiff)
+        return None if source is None else _header(source.shape, source.dtype)
+
+
+def read_tiff(file: BytesIO) -> NDArray[np.generic] | None:
+    """Pixels of a TIFF file, (H, W, C), or None if Pillow reads it without loss."""
+    with tifffile.TiffFile(file) as tiff:
+        source = _tiff_source(tiff)
+        if source is None:
+            return None
+        check_size(_header(source.shape, source.dtype))
+        return supported(_channels_last(source.asarray()))
+
+
+def _tiff_source(tiff: tifffile.TiffFile) -> tifffile.TiffPage | tifffile.TiffPageSeries | None:
+    """The stack if the file declares one, else the first page; None if Pillow may read it."""
+    page = tiff.pages.first
+    if len(tiff.pages) > 1 and (tiff.is_shaped or tiff.is_imagej or tiff.is_ome):
+        return tiff.series[0]
+    return None if _suits_pillow(page) else page
+
+
+def _suits_pillow(page: tifffile.TiffPage) -> bool:
+    samples, bits, kind = page.samplesperpixel, page.bitspersample, page.sampleformat
+    if samples == 1:
+        return (bits <= 16 and kind == _UINT and bits != 12) or (bits == 32 and kind == _FLOAT)
+    photometric = tifffile.PHOTOMETRIC
+    colour = (photometric.RGB, photometric.SEPARATED, photometric.YCBCR, photometric.CIELAB)
+    is_colour = samples in (3, 4) and page.photometric in colour
+    is_grey_alpha = samples == 2 and page.extrasamples[:1] in [(alpha,) for alpha in _ALPHA]
+    return bits == 8 and (is_colour or is_grey_alpha)
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype | None) -> Header:
+    height, width, channels = _layout(shape)
+    if dtype is None or dtype.kind not in "buif":
+        raise UnreadableImageError(f"holds values of type {dtype}, not numbers")
+    names = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}
+    return Header(height, width, channels, names.get(dtype.name, "float32"))
+
+
+def _layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) == 2:
+        return (*shape, 1)
+    if len(shape) != 3:
+        raise UnreadableImageError(f"has {len(shape)} axes; an image has 2, or 3 with channels")
+    first, middle, last = shape
+    return (middle, last, first) if first < last else (first, middle, last)
+
+
+def _channels_last(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    if array.ndim == 2:
+        return array[..., None]
+    # Channels are the shorter of the outer axes: C×H×W or H×W×C.
+    is_first = array.shape[0] < array.shape[-1]
+    return np.ascontiguousarray(np.moveaxis(array, 0, -1) if is_first else array)

@@ -1,0 +1,153 @@
+"""One file -> one array (height, width, channels) of uint8, uint16 or float32.
+
+Grey, palette, CMYK and images with transparency become grey or RGB here; bit depth survives.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps
+
+from mae_nas.data.arrays import (
+    Header,
+    UnreadableImageError,
+    check_size,
+    npy_header,
+    read_npy,
+    read_tiff,
+    supported,
+    tiff_header,
+)
+
+_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Pillow reads colour PNG of 16 bits as 8 bits; channels by colour type, without alpha.
+_DEEP_PNG = {2: 3, 4: 1, 6: 3}
+_GREY = ("1", "L", "LA", "La")
+
+
+def read_header(path: Path) -> Header:
+    """Size, channels and depth of an image file; its pixels are not decoded.
+
+    Raises:
+        UnreadableImageError: with the reason in a few words.
+    """
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise UnreadableImageError("a broken link or not a regular file")
+    with _reasons(), path.open("rb") as file:
+        start = file.read(32)
+        file.seek(0)
+        if not start:
+            raise UnreadableImageError("empty file")
+        if start.startswith(_NPY):
+            return check_size(npy_header(path))
+        header = tiff_header(file) if start.startswith(_TIFF) else None
+        file.seek(0)
+        return check_size(header or _pillow_header(file, start))
+
+
+def decode(content: bytes) -> NDArray[np.generic]:
+    """All pixels of an image file, (height, width, channels), upright as its EXIF data says.
+
+    Of an animation, the first frame.
+
+    Raises:
+        UnreadableImageError: with the reason in a few words.
+    """
+    with _reasons():
+        if not content:
+            raise UnreadableImageError("empty file")
+        if content.startswith(_NPY):
+            return read_npy(BytesIO(content))
+        array = read_tiff(BytesIO(content)) if content.startswith(_TIFF) else None
+        if array is not None:
+            return array
+        if _deep_png_channels(content):
+            return _read_deep_png(content)
+        with Image.open(BytesIO(content)) as image:
+            check_size(Header(image.height, image.width, 1, "uint8"))
+            return _pixels(ImageOps.exif_transpose(image), image.format)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings of decoders off the terminal: what matters becomes a reason.
+
+    Filters belong to the whole process, so this wraps the threads that decode, not each file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    try:
+        yield
+    except UnreadableImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImageError.too_large() from None
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError("not an image, or a damaged one") from None
+    except Exception as error:
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableImageError(text.splitlines()[0]) from error
+
+
+def _deep_png_channels(start: bytes) -> int | None:
+    is_deep = start.startswith(_PNG) and len(start) > 25 and start[24] == 16
+    return _DEEP_PNG.get(start[25]) if is_deep else None
+
+
+def _pillow_header(file: object, start: bytes) -> Header:
+    with Image.open(file) as image:  # type: ignore[arg-type]
+        height, width, mode = image.height, image.width, image.mode
+        if channels := _deep_png_channels(start):
+            return Header(height, width, channels, "uint16")
+        if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
+            return Header(height, width, 1, "uint16")
+        if mode in ("I", "F"):
+            return Header(height, width, 1, "float32")
+        return Header(height, width, 1 if mode in _GREY else 3, "uint8")
+
+
+def _pixels(image: Image.Image, file_format: str | None) -> NDArray[np.generic]:
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if image.mode in ("I", "F"):
+        return supported(np.asarray(image))[..., None]
+    kind = "L" if image.mode in _GREY else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    array = np.asarray(image.convert(kind))
+    return array[..., None] if kind == "L" else array
+
+
+def _read_deep_png(content: bytes) -> NDArray[np.generic]:
+    """Both bytes of each value: Pillow unpacks the upper ones, or the lower ones, as it is told."""
+    if content[25] == 4:  # grey and alpha: four bytes, which pass for RGBA
+        pairs = _unpack_png(content, "RGBA", "RGBA")
+        upper, lower = pairs[..., 0::2], pairs[..., 1::2]
+    else:
+        mode = "RGB" if content[25] == 2 else "RGBA"
+        upper, lower = (_unpack_png(content, mode, f"{mode};16{end}") for end in "BL")
+    array = upper * np.uint16(256) + lower
+    if array.shape[2] in (2, 4):  # the last channel is alpha: composite on white
+        alpha = array[..., -1:] / 65535.0
+        array = np.rint(array[..., :-1] * alpha + 65535.0 * (1 - alpha)).astype(np.uint16)
+    return array
+
+
+def _unpack_png(content: bytes, mode: str, raw_mode: str) -> NDArray[np.uint16]:
+    with Image.open(BytesIO(content)) as image:
+        image._mode = mode
+        codec, extents, offset, _ = image.tile[0]
+        image.tile = [ImageFile._Tile(codec, extents, offset, raw_mode)]
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)

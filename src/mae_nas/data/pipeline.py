@@ -1,0 +1,204 @@
+"""The LightningDataModule of search: a store, its split, and both batches of every step."""
+
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mae_nas.batch import Batch
+from mae_nas.data.batches import BatchMaker
+from mae_nas.data.source import ImageSource, Progress
+from mae_nas.data.splits import Split, split_images
+from mae_nas.data.steps import HostSteps, RawStep, ResidentSteps, StepOrder, StepSampler
+from mae_nas.data.store import ImageStore
+
+_RESIDENT_SHARE = 0.25  # of the device's memory
+_MOST_WORKERS = 4
+
+
+class SearchData(LightningDataModule):
+    """Batches for the two levels of the search, as in DARTS, Sec. 2.3, without labels.
+
+    Every image of every step is a pure function of (seed, step): nothing is saved in a checkpoint,
+    and workers, residence on the device and accumulation change no bit.
+
+    Args:
+        source: the data set.
+        seed: of the run.
+        batch_size: images of a step on either level.
+        accumulate: equal micro-batches that a batch is cut into.
+        workers: processes that cut windows; `auto` is none for resident data, else up to 4.
+        resident: keep all images on the device; `auto` if they take at most 25 % of its memory.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
+        workers: int | Literal["auto"] = "auto",
+        resident: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or accumulate < 1 or batch_size % accumulate:
+            raise ValueError(
+                f"trainer.accumulate: {accumulate} does not divide the batch of {batch_size}; "
+                f"both must be 1 or more"
+            )
+        if workers != "auto" and workers < 0:
+            raise ValueError(f"efficiency.workers: {workers} is below 0; use auto or 0")
+        self.source, self.seed = source, seed
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.workers, self.resident = workers, resident
+        self._loaded: tuple[ImageStore, Split] | None = None
+        self._makers: dict[tuple[torch.device, torch.dtype], BatchMaker] = {}
+
+    def load(self, on_progress: Progress | None = None) -> None:
+        """Decode or read the images and split them, once; `on_progress` is for slow folders."""
+        if self._loaded is None:
+            store = self.source.load(on_progress)
+            split = split_images(self.source, store, self.seed)
+            split.check_batch(self.batch_size)
+            self._loaded = store, split
+
+    def prepare_data(self) -> None:
+        """Fill the cache in one process before others read it."""
+        self.load()
+
+    def setup(self, stage: str = "fit") -> None:  # noqa: ARG002 - search has one stage
+        """Load the images if they are not."""
+        self.load()
+
+    @property
+    def store(self) -> ImageStore:
+        """All images."""
+        return self._loaded_or_raise()[0]
+
+    @property
+    def split(self) -> Split:
+        """Who trains what."""
+        return self._loaded_or_raise()[1]
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.store.channels
+
+    @property
+    def side(self) -> int:
+        """Side of every image in a batch, in pixels."""
+        return self.store.side
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches of the weight half."""
+        return len(self.split.weights) // self.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """The trainer's device; the CPU without a trainer."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images: float64 under 64-true, else float32."""
+        is_double = self.trainer is not None and self.trainer.precision == "64-true"
+        return torch.float64 if is_double else torch.float32
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the images live on the device."""
+        if isinstance(self.resident, bool):
+            return self.resident
+        return self.store.pixels.nbytes <= _RESIDENT_SHARE * _memory_of(self.device)
+
+    def train_dataloader(self) -> DataLoader[int | RawStep]:
+        """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
+        dataset = ResidentSteps()
+        if not self.is_resident:
+            order = StepOrder(self.split, self.seed, self.batch_size)
+            dataset = HostSteps(self.store, order, self.source.crop_padding)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=StepSampler(self.steps_per_epoch, self._current_step),
+            num_workers=self._worker_count(),
+            pin_memory=self.device.type == "cuda" and not self.is_resident,
+        )
+
+    def on_after_batch_transfer(
+        self,
+        batch: int | RawStep,
+        dataloader_idx: int,  # noqa: ARG002 - Lightning's signature
+    ) -> dict[str, list[Batch]]:
+        """A step's number or raw windows -> its batches, on the device."""
+        return self.step_batches(batch)
+
+    def step_batches(self, item: int | RawStep) -> dict[str, list[Batch]]:
+        """Micro-batches of a step, under `weights` and `arch`: a pure function of (seed, step)."""
+        return self._maker.step(item, self.accumulate)
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """All held-out images once: centre crop, no mirroring, one key, the last batch ragged."""
+        return self._maker.held_out(self.batch_size)
+
+    def preview(self, count: int) -> Batch:
+        """The first held-out images, for pictures."""
+        return next(self._maker.held_out(count))
+
+    def denormalise(self, image: Tensor) -> Tensor:
+        """A normalised image (B, C, S, S) as a picture in [0, 1]; 8 bits keep their full range."""
+        low, high = self.store.display_range
+        return ((self._maker.normalisation.invert(image) - low) / (high - low)).clamp(0, 1)
+
+    def describe(self) -> dict[str, object]:
+        """Facts for the summary of a run, in JSON's types."""
+        store, split = self.store, self.split
+        return {
+            "images": len(store),
+            "weights": len(split.weights),
+            "architecture": len(split.architecture),
+            "held_out": len(split.held_out),
+            "side": store.side,
+            "channels": store.channels,
+            "mean": store.moments.mean.tolist(),
+            "std": store.moments.std.tolist(),
+            "dtype": store.pixels.dtype.name,
+            "skipped_files": [{"file": name, "reason": reason} for name, reason in store.skipped],
+            "cache": None if store.cache is None else str(store.cache),
+            "resident": self.is_resident,
+        }
+
+    def _loaded_or_raise(self) -> tuple[ImageStore, Split]:
+        if self._loaded is None:
+            raise RuntimeError("SearchData is empty: call setup() first")
+        return self._loaded
+
+    def _current_step(self) -> int:
+        return self.trainer.global_step if self.trainer else 0
+
+    def _worker_count(self) -> int:
+        if isinstance(self.workers, int):
+            return self.workers
+        return 0 if self.is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
+
+    @property
+    def _maker(self) -> BatchMaker:
+        where = self.device, self.dtype
+        if where not in self._makers:
+            order = StepOrder(self.split, self.seed, self.batch_size, self.device)
+            self._makers[where] = BatchMaker(
+                self.source, self.store, self.split, order, self.dtype, self.is_resident
+            )
+        return self._makers[where]
+
+
+def _memory_of(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,132 @@
+"""The decoded images of a data set, of any size and depth, in one flat table of pixels."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+# 16-bit values are kept as int16, which every device can gather, shifted by this offset.
+SHIFT = 32768
+_CHUNK = 1 << 20  # pixels
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one pass over all pixels tells, in units of the original files.
+
+    Shapes:
+        mean, std: (C,), float64. `low` and `high` are over all channels.
+    """
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.generic]) -> Self:
+        """Measure a (P, C) table in two passes, since one pass cancels for large means."""
+        count = max(len(pixels), 1)
+        total = np.zeros(pixels.shape[1])
+        low, high = np.inf, -np.inf
+        for chunk in _chunks(pixels):
+            total += chunk.sum(axis=0)
+            low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
+        mean = total / count
+        square = np.zeros_like(total)
+        for chunk in _chunks(pixels):
+            square += ((chunk - mean) ** 2).sum(axis=0)
+        std = np.sqrt(square / count)
+        std[std == 0] = 1.0  # a constant channel normalises to 0, not to NaN
+        return cls(mean, std, low, high)
+
+
+def _chunks(pixels: NDArray[np.generic]) -> Iterator[NDArray[np.float64]]:
+    shift = SHIFT if pixels.dtype == np.int16 else 0
+    for start in range(0, len(pixels), _CHUNK):
+        yield pixels[start : start + _CHUNK].astype(np.float64) + shift
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStore:
+    """Images (height × width × channels) laid end to end; short sides are at least `side`.
+
+    Args:
+        pixels: table of all pixels, row after row, image after image.
+        height: of each image, in pixels.
+        width: of each image, in pixels.
+        side: of the square windows that are cut from the images, in pixels.
+        files: a name per image; its folders are what `data.group` reads.
+        moments: mean, standard deviation and range of the pixels.
+        digests: of each image's bytes; equal ones are exact duplicates.
+        skipped: (file, reason) of what could not be read.
+        labels: class of each image; search never reads it.
+        cache: the folder that `pixels` is mapped from, if it is.
+
+    Shapes:
+        pixels: (P, C), uint8, int16 (value − 32768) or float32; height, width: (N,), int64;
+        digests: (N, 16), uint8; labels: (N,), int64.
+    """
+
+    pixels: NDArray[np.generic]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    side: int
+    files: Sequence[str]
+    moments: Moments
+    digests: NDArray[np.uint8]
+    skipped: Sequence[tuple[str, str]] = ()
+    labels: NDArray[np.int64] | None = None
+    cache: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getstate__(self) -> dict[str, object]:
+        # A memory map would be pickled by value: workers that are spawned map the file again.
+        state = dict(self.__dict__)
+        if isinstance(self.pixels, np.memmap):
+            state["pixels"] = (str(self.pixels.filename), self.pixels.dtype, self.pixels.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        if isinstance(state["pixels"], tuple):
+            state["pixels"] = map_pixels(*state["pixels"])
+        self.__dict__.update(state)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.pixels.shape[1]
+
+    @property
+    def black(self) -> int:
+        """What is stored where the original value is 0: it pads windows that leave an image."""
+        return -SHIFT if self.pixels.dtype == np.int16 else 0
+
+    @property
+    def shift(self) -> int:
+        """Original value minus stored value."""
+        return -self.black
+
+    @property
+    def display_range(self) -> tuple[float, float]:
+        """Original values that a picture shows as black and white."""
+        if self.pixels.dtype == np.uint8:
+            return 0.0, 255.0
+        low, high = self.moments.low, self.moments.high
+        return low, high if high > low else low + 1.0
+
+    @functools.cached_property
+    def offset(self) -> NDArray[np.int64]:
+        """First row of each image in the table: (N,), int64."""
+        return np.cumsum(self.height * self.width) - self.height * self.width
+
+
+def map_pixels(file: str | Path, dtype: np.dtype, shape: tuple[int, int]) -> NDArray[np.generic]:
+    """Map a file of pixels; copy-on-write, since PyTorch warns of arrays that are read-only."""
+    return np.memmap(file, dtype=dtype, mode="c", shape=shape)

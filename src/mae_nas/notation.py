@@ -1,0 +1,137 @@
+"""Two written forms of a genotype, turned into the JSON document's cells: DARTS's and our table's.
+
+Nothing is evaluated, and only the notation is checked here; `Genotype.from_dict` checks the cells.
+"""
+
+import ast
+import re
+import reprlib
+from collections.abc import Iterator, Sequence
+
+Cells = dict[str, object]
+
+_KINDS = ("normal", "reduce")
+_INPUTS = 2
+_MAX_CHARACTERS = 1 << 20
+_MAX_CONCAT = 64
+_FIELDS = "Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)"
+_BEGINNING = re.compile(r"\s*(\w+\s*=\s*)?Genotype\s*\(")
+_OPERATIONS = {
+    "sep3": "sep_conv_3x3",
+    "sep5": "sep_conv_5x5",
+    "sep7": "sep_conv_7x7",
+    "dil3": "dil_conv_3x3",
+    "dil5": "dil_conv_5x5",
+    "7x1": "conv_7x1_1x7",
+    "max": "max_pool_3x3",
+    "avg": "avg_pool_3x3",
+    "skip": "skip_connect",
+    "noise": "noise",
+}
+
+
+def looks_like_darts(text: str) -> bool:
+    """Whether `text` begins as `Genotype(` or `name = Genotype(`."""
+    return _BEGINNING.match(text) is not None
+
+
+def parse_darts(text: str) -> Cells:
+    """Cells of `Genotype(normal=[(name, source), ...], normal_concat=range(2, 6), ...)`."""
+    fields = _fields(text)
+    return {
+        kind: {
+            "edges": _edges(_literal(fields[kind], kind), kind),
+            "concat": _concat(fields[f"{kind}_concat"], f"{kind}_concat"),
+            "inputs": _INPUTS,
+        }
+        for kind in _KINDS
+    }
+
+
+def parse_table(table: str) -> Iterator[tuple[str, Cells]]:
+    """Name and cells of each entry of `published.TABLE`."""
+    lines = table.split("\n")
+    for name, *cells in zip(lines[0::3], lines[1::3], lines[2::3], strict=False):
+        yield name, {kind: _row(line) for kind, line in zip(_KINDS, cells, strict=True)}
+
+
+def _row(line: str) -> Cells:
+    nodes, concat = line.split(" -> ")
+    edges: list[Cells] = []
+    for node in nodes.split():
+        target, terms = node.split("=")
+        for operation, source in re.findall(r"(\w+)\((\d)\)", terms):
+            edges.append(_edge(_OPERATIONS[operation], int(source), int(target)))
+    return {"edges": edges, "concat": [int(digit) for digit in concat], "inputs": _INPUTS}
+
+
+def _edge(primitive: object, source: object, target: int) -> Cells:
+    return {"primitive": primitive, "source": source, "target": target}
+
+
+def _fields(text: str) -> dict[str, ast.expr]:
+    """The expressions of the four fields; `ValueError` for any other text."""
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"text of {len(text)} characters is no genotype")
+    try:
+        body = ast.parse(text.strip()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
+        raise ValueError(f"not the text of a DARTS genotype ({reason})") from None
+    value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr | ast.Assign) else None
+    if not isinstance(value, ast.Call) or not _calls(value, "Genotype") or value.args:
+        raise ValueError(f"wanted one {_FIELDS}")
+    names = [str(keyword.arg) for keyword in value.keywords]
+    if sorted(names) != sorted(f"{kind}{end}" for kind in _KINDS for end in ("", "_concat")):
+        raise ValueError(f"wanted one {_FIELDS}, got the fields {reprlib.repr(names)}")
+    return {str(keyword.arg): keyword.value for keyword in value.keywords}
+
+
+def _calls(call: ast.Call, name: str) -> bool:
+    return isinstance(call.func, ast.Name) and call.func.id == name
+
+
+def _literal(node: ast.expr, place: str) -> object:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        raise ValueError(
+            f"{place}: only lists, tuples, names in quotes and integers are read"
+        ) from None
+
+
+def _edges(entries: object, place: str) -> list[Cells]:
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"{place}: wanted a list of ('name', source)")
+    if len(entries) % 2:
+        raise ValueError(
+            f"{place}: {len(entries)} entries, but two feed each node; JSON fits any number"
+        )
+    edges: list[Cells] = []
+    for position, entry in enumerate(entries):
+        match entry:
+            case [primitive, source]:
+                edges.append(_edge(primitive, source, _INPUTS + position // 2))
+            case _:
+                raise ValueError(
+                    f"{place}: entry {position} is {reprlib.repr(entry)}, wanted ('name', source)"
+                )
+    return edges
+
+
+def _concat(node: ast.expr, place: str) -> list[object]:
+    nodes: Sequence[object]
+    if isinstance(node, ast.Call) and _calls(node, "range") and not node.keywords:
+        bounds = [_literal(argument, place) for argument in node.args]
+        integers = [bound for bound in bounds if isinstance(bound, int)]
+        if len(integers) < len(bounds) or not 1 <= len(bounds) <= 3 or integers[2:] == [0]:
+            raise ValueError(f"{place}: wanted range(2, 6) or a list of nodes")
+        nodes = range(*integers)
+    else:
+        value = _literal(node, place)
+        nodes = value if isinstance(value, list | tuple) else ()
+    # A range may be astronomically long: cut before it becomes a list.
+    nodes = list(nodes[: _MAX_CONCAT + 1])
+    if not 1 <= len(nodes) <= _MAX_CONCAT:
+        raise ValueError(f"{place}: wanted range(2, 6) or a list of 1 … {_MAX_CONCAT} nodes")
+    return nodes

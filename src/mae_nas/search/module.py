@@ -1,0 +1,296 @@
+"""The alternating search steps, Eq. (2) of MAE-NAS, as a LightningModule."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from mae_nas.batch import Batch
+from mae_nas.objectives import Encode, Objective
+from mae_nas.relaxations import Relaxation
+from mae_nas.search.bilevel import VirtualStep, first_order_gradient, unrolled_gradient
+from mae_nas.supernet import Supernet
+
+OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class BilevelSettings:
+    """How the two levels are stepped (DARTS, Sec. 3.1; the paper follows DARTS-'s protocols).
+
+    Args:
+        weight_optimizer: makes the optimizer of w, the decoder's weights included.
+        arch_optimizer: makes the optimizer of α.
+        min_lr: where the cosine schedule of w's learning rate ends, stepped per epoch.
+        grad_clip: largest norm of w's gradient; α's is not clipped.
+        warmup_epochs: epochs before the first architecture step. Not stated in the paper; we use 0
+            because DARTS does.
+        second_order: unrolled architecture gradient (DARTS, Eq. 7-8). Not stated in the paper; we
+            use the first-order one because DARTS- does.
+    """
+
+    weight_optimizer: OptimizerMaker
+    arch_optimizer: OptimizerMaker
+    min_lr: float = 0.001
+    grad_clip: float = 5.0
+    warmup_epochs: int = 0
+    second_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.grad_clip <= 0:
+            raise ValueError(f"grad_clip {self.grad_clip}: must be positive, e.g. 5.0")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs}: must be 0 or more")
+        if self.min_lr < 0:
+            raise ValueError(f"min_lr {self.min_lr}: must be 0 or more, e.g. 0.001")
+
+
+class SearchModule(pl.LightningModule):
+    """One supernet, one objective, and the alternating steps on w and α.
+
+    All that varies with time is a function of the number of steps done, so that a search resumed at
+    any step continues as if it had not stopped.
+
+    Args:
+        relaxation: owns α.
+        supernet: the encoder; with the objective's decoder it owns w.
+        objective: the loss.
+        settings: of the two steps.
+        epochs: length of the schedule.
+        steps_per_epoch: weight steps in an epoch.
+    """
+
+    def __init__(
+        self,
+        relaxation: Relaxation,
+        supernet: Supernet,
+        objective: Objective,
+        settings: BilevelSettings,
+        epochs: int,
+        steps_per_epoch: int,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.relaxation = relaxation
+        self.supernet = supernet
+        self.objective = objective
+        self.settings = settings
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.is_random = any(getattr(m, "is_random", False) for m in supernet.modules())
+        self.values: dict[str, Tensor] = {}
+        self.bad_step: Tensor  # first step with a loss that is not finite, on the device; -1: none
+        self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
+
+    # The two players ------------------------------------------------------------------------------
+
+    @property
+    def alphas(self) -> list[nn.Parameter]:
+        """The architecture parameters, one per kind of cell."""
+        return list(self.relaxation.parameters())
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All other parameters: split by module, never by name."""
+        return [*self.supernet.parameters(), *self.objective.parameters()]
+
+    def configure_optimizers(self) -> list[Optimizer]:  # noqa: D102
+        return [
+            self.settings.weight_optimizer(self.weights),
+            self.settings.arch_optimizer(self.alphas),
+        ]
+
+    @property
+    def optimizer_pair(self) -> tuple[Optimizer, Optimizer]:
+        """The optimizers of w and of α, as torch knows them."""
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizers, list)
+        weight_optimizer, arch_optimizer = optimizers
+        return weight_optimizer, arch_optimizer
+
+    # The loss -------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """L^M at the present w and α; a pure function of them and of the batch."""
+        return self.objective(self._encoder(batch), batch)
+
+    def _encoder(self, batch: Batch) -> Encode:
+        if self.is_random:  # spaces with noise (S4): the only draw that is not from `randomness`
+            torch.manual_seed(batch.key)
+        mixtures = self.relaxation.mixture()  # α enters here and nowhere else
+        return lambda image, visible: self.supernet(image, mixtures, visible)
+
+    # The steps ------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Mapping[str, Sequence[Batch]], batch_idx: int) -> None:  # noqa: ARG002
+        """One alternating update: α on the architecture half, then w on the weight half."""
+        self.values = {}
+        self.set_learning_rate()
+        if self.epoch >= self.settings.warmup_epochs:
+            self.step_architecture(batch["arch"], batch["weights"])
+        self.step_weights(batch["weights"])
+
+    def step_architecture(self, batches: Sequence[Batch], weight_batches: Sequence[Batch]) -> None:
+        """α only: no weight gradient is computed, and α's optimizer is stepped bare.
+
+        Lightning counts the steps of optimizers it wraps: unwrapped, `global_step` counts batches.
+        """
+        totals: list[Tensor | None] = [None] * len(self.alphas)
+        for batch, weight_batch in zip(batches, weight_batches, strict=True):
+            loss, gradients = self._architecture_gradient(batch, weight_batch)
+            self._record("arch_loss", loss, len(batches))
+            for i, gradient in enumerate(gradients):
+                if gradient is not None:
+                    share = gradient / len(batches)
+                    total = totals[i]
+                    totals[i] = share if total is None else total + share
+        # An α without influence keeps grad None and is left untouched, weight decay included.
+        for (kind, alpha), total in zip(self.relaxation.alphas.items(), totals, strict=True):
+            alpha.grad = total
+            if total is not None:
+                self.values[f"grad_norm_alpha_{kind}"] = total.norm()
+        self.optimizer_pair[1].step()
+        for alpha in self.alphas:
+            alpha.grad = None
+
+    def step_weights(self, batches: Sequence[Batch]) -> None:
+        """One SGD step on w at fixed α; the gradient is the mean over the micro-batches."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, list)
+        with frozen(self.alphas):
+            optimizer[0].zero_grad()
+            values: dict[str, Tensor] = {}
+            for batch in batches:
+                loss, values = self.loss(batch)
+                self.manual_backward(loss / len(batches))
+                self._record("weight_loss", loss.detach(), len(batches))
+            self.values.update(values)
+            optimizer[0].step()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip w's gradient; Lightning calls this with gradients unscaled."""
+        del optimizer  # only w's optimizer is wrapped
+        self.values["grad_norm_weights"] = nn.utils.clip_grad_norm_(
+            self.weights, self.settings.grad_clip, foreach=True
+        )
+
+    def _architecture_gradient(
+        self, batch: Batch, weight_batch: Batch
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        if not self.settings.second_order:
+            loss, _ = self.loss(batch)
+            return loss.detach(), first_order_gradient(loss, self.alphas)
+        # The three extra forward passes must leave no trace in the running statistics.
+        with preserved(list(self.supernet.buffers()) + list(self.objective.buffers())):
+            return unrolled_gradient(
+                lambda: self.loss(weight_batch)[0],
+                lambda: self.loss(batch)[0],
+                self.weights,
+                self.alphas,
+                self._virtual_step(),
+            )
+
+    def _virtual_step(self) -> VirtualStep:
+        optimizer = self.optimizer_pair[0]
+        if not isinstance(optimizer, SGD):
+            raise ValueError(
+                f"search.second_order: unrolls a step of SGD, got {type(optimizer).__name__}; use "
+                "search.weight_optimizer._target_=torch.optim.SGD or search.second_order=false"
+            )
+        group = optimizer.param_groups[0]
+        states = [optimizer.state[weight] for weight in self.weights]
+        buffers = [s["momentum_buffer"] for s in states if s.get("momentum_buffer") is not None]
+        return VirtualStep(group["lr"], group["momentum"], group["weight_decay"], buffers)
+
+    # Time -----------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, from the number of steps done."""
+        return self.global_step // self.steps_per_epoch
+
+    def set_learning_rate(self) -> None:
+        """Cosine from the optimizer's own rate to `min_lr`, per epoch (DARTS, Sec. 3.1)."""
+        wave = (1 + math.cos(math.pi * self.epoch / self.epochs)) / 2
+        optimizer = self.optimizer_pair[0]
+        base = optimizer.defaults["lr"]
+        for group in optimizer.param_groups:
+            group["lr"] = self.settings.min_lr + (base - self.settings.min_lr) * wave
+
+    # Looking --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def held_out_loss(self, batches: Iterable[Batch]) -> float:
+        """Mean masked loss over held-out images, with running statistics and fixed masks."""
+        total, images = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        with evaluating(self):
+            for batch in batches:
+                total += self.loss(batch)[0].double() * len(batch.image)
+                images += len(batch.image)
+        return total.item() / images
+
+    @torch.no_grad()
+    def picture(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Predicted images and hidden pixels (B, 1, S, S) of a batch, if the objective has such."""
+        with evaluating(self):
+            return self.objective.picture(self._encoder(batch), batch)
+
+    def check_finite(self, seed: int) -> None:
+        """Raise if a loss was not finite since the start; the only place that asks the device."""
+        step = int(self.bad_step)
+        if step >= 0:
+            raise NonFiniteLossError(
+                f"the loss became NaN or infinite at step {step} (seed {seed}); the last "
+                "checkpoint is from before it: try a lower search.weight_optimizer.lr or "
+                "trainer.precision=32-true"
+            )
+
+    def _record(self, name: str, loss: Tensor, parts: int) -> None:
+        loss = loss.detach()
+        self.values[name] = self.values.get(name, 0.0) + loss / parts
+        is_first_bad = ~loss.isfinite() & (self.bad_step < 0)
+        self.bad_step.copy_(torch.where(is_first_bad, self.global_step, self.bad_step))
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradient is computed for `parameters` inside; restored on an exception too."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def preserved(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """`buffers` have their values back afterwards."""
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """`module` is in evaluation mode inside."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,120 @@
+"""A reading: what the search would answer if it stopped now, and how it is doing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from mae_nas.batch import Batch
+from mae_nas.genotype import Genotype
+from mae_nas.search.collapse import Verdict, chance_at_least, judge
+from mae_nas.search.derivation import derive
+from mae_nas.search.module import SearchModule
+from mae_nas.spaces import SearchSpace
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The state of a search after `step` steps, one line of genotypes.jsonl.
+
+    Args:
+        step: steps done.
+        epoch: the same in epochs of the weight split.
+        genotype: derived by DARTS's rule.
+        scores: per kind, (E, K) mixing weights, edges in the space's order.
+        cell_scores: per kind, the sum of the chosen mixing weights.
+        held_out_loss: masked loss on held-out images, fixed masks.
+        skips: per kind, skip connections among the kept edges.
+        chance: per kind, P(noise α derive at least as many skips).
+        entropy: per kind, mean entropy of an edge's mixing weights, over its maximum: 1 is uniform.
+        undetermined: kinds whose α no gradient reaches (their cell is an accident of the start).
+        warmed_up: whether α was being trained, so that the reading counts for the verdict.
+        verdict: see `mae_nas.search.collapse.judge`.
+    """
+
+    step: int
+    epoch: float
+    genotype: Genotype
+    scores: dict[str, list[list[float]]]
+    cell_scores: dict[str, float]
+    held_out_loss: float
+    skips: dict[str, int]
+    chance: dict[str, float]
+    entropy: dict[str, float]
+    undetermined: list[str]
+    warmed_up: bool
+    verdict: Verdict
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, the genotype in its own schema."""
+        fields = asdict(self)
+        del fields["genotype"]
+        return {**self.genotype.to_dict(), **fields}
+
+    @staticmethod
+    def from_dict(fields: dict[str, object]) -> "Reading":
+        """The inverse of `to_dict`."""
+        names = [name for name in Reading.__dataclass_fields__ if name != "genotype"]
+        values = {name: fields[name] for name in names}
+        return Reading(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
+
+
+def take_reading(
+    module: SearchModule,
+    space: SearchSpace,
+    held_out: Iterable[Batch],
+    earlier: Sequence[Reading],
+) -> Reading:
+    """Read the search without disturbing it.
+
+    Args:
+        module: the search, after a whole number of steps.
+        space: its space.
+        held_out: batches that neither level trains on.
+        earlier: the readings before this one, in order.
+    """
+    scores = {k: s.double().cpu().numpy() for k, s in module.relaxation.scores().items()}
+    genotype, cell_scores = derive(scores, space)
+    skips = {kind: count_skips(genotype, space, kind) for kind in scores}
+    is_warm = module.global_step > module.settings.warmup_epochs * module.steps_per_epoch
+    history = [reading.skips["normal"] for reading in earlier if reading.warmed_up]
+    if is_warm:
+        history.append(skips["normal"])
+    return Reading(
+        step=module.global_step,
+        epoch=module.global_step / module.steps_per_epoch,
+        genotype=genotype,
+        scores={kind: table.tolist() for kind, table in scores.items()},
+        cell_scores=cell_scores,
+        held_out_loss=module.held_out_loss(held_out),
+        skips=skips,
+        chance={kind: chance_at_least(space, kind, skips[kind]) for kind in skips},
+        entropy={kind: relative_entropy(table) for kind, table in scores.items()},
+        undetermined=undetermined_kinds(module),
+        warmed_up=is_warm,
+        verdict=judge(history, space),
+    )
+
+
+def count_skips(genotype: Genotype, space: SearchSpace, kind: str) -> int:
+    """Skip connections among the edges of the `kind` cell."""
+    names = {
+        name
+        for names, flags in zip(space.primitives(kind), space.flags(kind, "is_skip"), strict=True)
+        for name, is_skip in zip(names, flags, strict=True)
+        if is_skip
+    }
+    return sum(edge.primitive in names for edge in genotype.cells[kind].edges)
+
+
+def relative_entropy(weights: np.ndarray) -> float:
+    """Mean over edges of −Σ w·log w / log K for (E, K) weights: 1 uniform, 0 decided."""
+    total = weights / weights.sum(axis=1, keepdims=True)
+    surprise = -(total * np.log(np.maximum(total, 1e-300))).sum(axis=1)
+    return float(surprise.mean() / np.log(weights.shape[1]))
+
+
+def undetermined_kinds(module: SearchModule) -> list[str]:
+    """Kinds of cell that no loss in use depends on: none of theirs comes before the last tap."""
+    used = {cell.spec.kind for cell in module.supernet.backbone.cells}  # type: ignore[union-attr]
+    return [kind for kind in module.relaxation.alphas if kind not in used]

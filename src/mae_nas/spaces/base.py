@@ -1,0 +1,90 @@
+"""What a search space is: the graph of a cell and the candidates of each edge."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+from mae_nas.genotype import Genotype
+from mae_nas.spaces.primitives import PRIMITIVES, Primitive
+
+
+class SearchSpace(ABC):
+    """Cells of two inputs and further nodes, each joined to all before it (DARTS, Sec. 2.1).
+
+    A subclass names the candidate primitives of every edge and may bring operations of its own.
+    All edges of one kind of cell have equally many candidates.
+    """
+
+    inputs = 2
+    nodes = 4
+    kept_edges = 2
+    """Edges that derivation keeps at each node."""
+
+    @abstractmethod
+    def primitives(self, kind: str) -> Sequence[Sequence[str]]:
+        """Candidate names per edge of a `normal` or `reduce` cell, in the order of `edges`."""
+
+    def operations(self) -> Mapping[str, Callable[[int, int], Primitive]]:
+        """Makers (channels, stride) -> operation by name; override to bring your own."""
+        return PRIMITIVES
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) of every edge, by target, then source: nodes 0 and 1 are the inputs."""
+        return tuple(
+            (source, target)
+            for target in range(self.inputs, self.inputs + self.nodes)
+            for source in range(target)
+        )
+
+    def incoming(self, target: int) -> list[tuple[int, int, bool]]:
+        """(edge, source, whether the source is one of the cell's inputs) of a node's edges."""
+        return [
+            (edge, source, source < self.inputs)
+            for edge, (source, node) in enumerate(self.edges)
+            if node == target
+        ]
+
+    @property
+    def concat(self) -> tuple[int, ...]:
+        """The nodes whose channels make up a cell's output."""
+        return tuple(range(self.inputs, self.inputs + self.nodes))
+
+    def shape(self, kind: str) -> tuple[int, int]:
+        """(edges, candidates per edge) of a kind of cell; ValueError if the space is ill-formed."""
+        candidates = self.primitives(kind)
+        sizes = {len(names) for names in candidates}
+        if len(candidates) != len(self.edges) or len(sizes) != 1:
+            raise ValueError(
+                f"{type(self).__name__}.primitives({kind!r}): needs {len(self.edges)} edges with "
+                f"equally many candidates, got {[len(names) for names in candidates]}"
+            )
+        return len(candidates), sizes.pop()
+
+    def make(self, name: str, channels: int, stride: int) -> Primitive:
+        """The operation `name` for `channels` channels at `stride` 1 or 2."""
+        return self.operations()[name](channels, stride)
+
+    def flags(self, kind: str, flag: str) -> list[list[bool]]:
+        """Per edge and candidate, whether the operation `is_zero`, `is_skip` or `is_random`."""
+        value = {
+            name: bool(getattr(self.make(name, 2, 1), flag))
+            for names in self.primitives(kind)
+            for name in names
+        }
+        return [[value[name] for name in names] for names in self.primitives(kind)]
+
+    def check(self, genotype: Genotype) -> None:
+        """ValueError unless the genotype's every edge and operation exists in this space."""
+        for kind, cell in genotype.cells.items():
+            where = dict(zip(self.edges, self.primitives(kind), strict=True))
+            zeros = {n for names in where.values() for n in names if self.make(n, 2, 1).is_zero}
+            for edge in cell.edges:
+                allowed = set(where.get((edge.source, edge.target), ())) - zeros
+                if edge.primitive not in allowed:
+                    raise ValueError(
+                        f"{kind} cell: {edge.primitive} on edge {edge.source}→{edge.target} is not "
+                        f"in {type(self).__name__} ({', '.join(sorted(allowed)) or 'no such edge'})"
+                    )
+            if cell.inputs != self.inputs or not set(cell.concat) <= set(self.concat):
+                raise ValueError(f"{kind} cell: its nodes are not those of {type(self).__name__}")

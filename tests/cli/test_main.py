@@ -1,0 +1,217 @@
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mae_nas import __version__
+from mae_nas.cli.main import main
+from mae_nas.runs.folder import RunFolder
+
+Captured = pytest.CaptureFixture[str]
+Search = Callable[[dict[str, Any], list[str], RunFolder, Path | None], int]
+SearchIs = Callable[[Search], None]
+
+
+@pytest.fixture
+def search_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SearchIs:
+    """Put a search of the test's own behind the front door, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def replace(search: Search) -> None:
+        module = types.ModuleType("mae_nas.cli.search")
+        module.run_search = search  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "mae_nas.cli.search", module)
+
+    return replace
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(sys.path)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["search", "--help"],
+        ["search", "--cfg", "job"],
+        ["search", "mask.ratoi=1", "decoder=unett"],
+        ["-sc", "query=bash"],
+        ["draw", "--help"],
+        ["serch"],
+    ],
+)
+def test_quick_answers_do_not_import_torch(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from mae_nas.cli.main import main
+main({arguments!r})
+heavy = {{"torch", "lightning", "torchvision", "matplotlib", "wandb"}} & set(sys.modules)
+sys.exit(f"imported {{heavy}}" if heavy else 0)
+"""
+    done = run(code, COMP_LINE="mae-nas search deco")
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_groups_options_and_common_keys(capsys: Captured) -> None:
+    assert main(["search", "--help"]) == 0
+    text = capsys.readouterr().out
+    for expected in (
+        "decoder     custom, hierarchical*, simmim, unet",
+        "mask.ratio=0.5",
+        "decoder.taps=[1, 2, 3]",
+        "resume=null",
+        "trainer.max_epochs=auto",
+        "hydra.run.dir=runs/${name}/",
+    ):
+        assert expected in text
+
+
+def test_version_and_overview(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mae-nas {__version__}\n"
+    assert main([]) == 0
+    assert "mae-nas search" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["serch"], "serch: no such command; did you mean search?"),
+        (["xyz"], "xyz: no such command; commands are search, draw"),
+        (["search", "-m", "seed=1,2"], "-m: sweeps are not available in this version; "),
+        (["search", "--cfgg", "job"], "unrecognized arguments: --cfgg"),
+        (["search", "mask.ratoi=1"], "mask.ratoi: no such key; did you mean mask.ratio?"),
+        (["-sc", "install=tcsh"], "-sc install=tcsh: write -sc install=bash|fish|zsh"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    arguments: list[str], line: str, capsys: Captured
+) -> None:
+    assert main(arguments) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"mae-nas: {line}")
+
+
+def test_cfg_job_prints_the_composed_configuration(capsys: Captured) -> None:
+    assert main(["search", "mask.ratio=0.6", "--cfg", "job", "seed=3"]) == 0
+    text = capsys.readouterr().out
+    assert "ratio: 0.6" in text
+    assert "seed: 3" in text
+    assert "${" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mae-nas search deco", "decoder. decoder="),
+        ("mae-nas search decoder=si", "decoder=simmim"),
+        ("mae-nas search decoder=unet mask.ra", "mask.ratio="),
+        ("mae-nas se", "search"),
+        ("mae-nas search decoder=unett mask.ra", ""),
+    ],
+)
+def test_completion_answers(
+    line: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == expected.split()
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_completion_installs(shell: str, capsys: Captured) -> None:
+    assert main(["-sc", f"install={shell}"]) == 0
+    assert f"-sc query={shell}" in capsys.readouterr().out
+
+
+def test_search_stores_its_configuration_before_it_runs(
+    search_is: SearchIs, capsys: Captured
+) -> None:
+    seen = {}
+
+    def search(
+        config: dict[str, Any], overrides: list[str], folder: RunFolder, checkpoint: Path | None
+    ) -> int:
+        stored = json.loads(folder.config.read_text())
+        seen.update(stored=stored, config=config, overrides=overrides, checkpoint=checkpoint)
+        assert not RunFolder(folder.path).try_lock()
+        return 3
+
+    search_is(search)
+    assert main(["search", "seed=5", "hydra.run.dir=out"]) == 3
+    assert seen["stored"]["config"] == seen["config"]
+    assert seen["stored"]["overrides"] == seen["overrides"] == ["seed=5", "hydra.run.dir=out"]
+    assert seen["config"]["seed"] == 5
+    assert seen["checkpoint"] is None
+    assert capsys.readouterr().out.startswith(f"mae-nas {__version__}: search 'search'")
+
+
+def test_search_refused_before_training_leaves_nothing(
+    search_is: SearchIs, tmp_path: Path, capsys: Captured
+) -> None:
+    def search(*_: object) -> int:
+        raise ValueError("data: no readable image in /x")
+
+    search_is(search)
+    assert main(["search"]) == 2
+    assert capsys.readouterr().err == "mae-nas: data: no readable image in /x\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_with_wrong_values_makes_no_folder(search_is: SearchIs, tmp_path: Path) -> None:
+    search_is(lambda *_: 0)
+    assert main(["search", "mask.ratio=2.0"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_failing_with_results_keeps_them(search_is: SearchIs, tmp_path: Path) -> None:
+    def search(_config: object, _overrides: object, folder: RunFolder, _checkpoint: object) -> int:
+        folder.genotype.write_text("{}")
+        raise OSError(28, "No space left on device", str(folder.metrics))
+
+    search_is(search)
+    assert main(["search", "hydra.run.dir=out"]) == 1
+    assert (tmp_path / "out" / "genotype.json").exists()
+
+
+def test_search_interrupted_before_a_result_leaves_nothing(
+    search_is: SearchIs, tmp_path: Path
+) -> None:
+    def search(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    search_is(search)
+    assert main(["search"]) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_of_a_users_class_continues_only_when_it_is_named_again(
+    search_is: SearchIs, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "mine_again.py").write_text(
+        "class Mine:\n    def __init__(self, features, x: int) -> None: ...\n"
+    )
+    search_is(lambda *_: 0)
+    named = ["decoder=custom", "decoder._target_=mine_again.Mine", "decoder.x=1"]
+    assert main(["search", *named, "hydra.run.dir=out"]) == 0
+    capsys.readouterr()
+    assert main(["search", "resume=out"]) == 2
+    assert "mine_again.Mine, which is not ours" in capsys.readouterr().err
+    assert main(["search", "resume=out", "decoder._target_=mine_again.Mine"]) == 0
+    assert main(["search", "resume=out", *named]) == 0
+    assert main(["search", "resume=auto", "hydra.run.dir=out", *named]) == 0

@@ -1,0 +1,74 @@
+"""Every YAML composes, its keys are its constructor's, and the public names stand."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from mae_nas.cli import codes
+from mae_nas.cli.build import FACTS, import_target
+from mae_nas.cli.check import check
+from mae_nas.cli.compose import compose
+from mae_nas.cli.library import conf_dir
+from mae_nas.keys import leaves
+
+GOLDEN = Path(__file__).parent / "golden" / "public_names.json"
+FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
+NEEDED = {"data=folder": ["data.root=/images"]}  # what a user must give besides the option
+OPTIONS = [f"{path.parent}={path.stem}" for path in FILES if path.stem != "custom"]
+
+
+def nodes(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            if "_target_" in value:
+                yield f"{path}{key}", value
+            yield from nodes(value, f"{path}{key}.")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_fits_its_constructors(option: str) -> None:
+    config = compose([option, *NEEDED.get(option, [])]).config
+    check(config)
+    for path, node in nodes(config):
+        if path.endswith("_optimizer"):
+            continue  # torch's own: names and types are checked, completeness is not ours
+        parameters = inspect.signature(import_target(node["_target_"])).parameters
+        given = set(node) - {"_target_"}
+        injected = FACTS - given
+        assert given == set(parameters) - injected, path
+
+
+def test_every_plug_in_group_takes_a_class_of_the_users() -> None:
+    custom = {str(path.parent) for path in FILES if path.stem == "custom"}
+    assert custom == {"data", "space", "relaxation", "objective", "decoder"}
+    for group in custom:
+        config = compose([f"{group}=custom", f"{group}._target_=mine.Mine", f"{group}.x=1"]).config
+        assert config[group] == {"_target_": "mine.Mine", "x": 1}
+
+
+def test_every_experiment_has_its_own_name() -> None:
+    for path in FILES:
+        if path.parent.name == "experiment":
+            assert compose([f"experiment={path.stem}"]).config["name"] == path.stem
+
+
+def test_public_names_are_frozen() -> None:
+    """Scripts rely on these: add names to the golden file, and remove none without deprecation."""
+    names: dict[str, object] = {
+        "keys": sorted(key for key, _ in leaves(compose([]).config)),
+        "options": sorted(f"{path.parent}={path.stem}" for path in FILES),
+        "option_keys": {
+            str(path.with_suffix("")): sorted(
+                key for key, _ in leaves(OmegaConf.to_container(OmegaConf.load(conf_dir() / path)))
+            )
+            for path in FILES
+            if path.parent.name not in ("experiment", "debug")
+        },
+        "exit_codes": {k.lower(): v for k, v in vars(codes).items() if k.isupper()},
+    }
+    assert names == json.loads(GOLDEN.read_text())
