@@ -40,9 +40,9 @@ def configured(name: str, root: Path) -> ImageSource:
         settings["root"] = str(root)
     values = OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
-    target = str(values.pop("_target_"))
-    module, _, attribute = target.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)(**values)
+    arguments = {str(key): value for key, value in values.items()}
+    module, _, attribute = arguments.pop("_target_").rpartition(".")
+    return getattr(importlib.import_module(module), attribute)(**arguments)
 
 
 @pytest.fixture

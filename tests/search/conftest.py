@@ -153,13 +153,12 @@ def fit(tmp_path: Path) -> Fit:
         module: SearchModule,
         steps: int,
         callbacks: Sequence[pl.Callback] = (),
-        images: int = 40,
         batch_size: int = 4,
         accumulate: int = 1,
-        side: int = 16,
         precision: str = "32-true",
+        images: int = 40,
     ) -> SearchModule:
-        source = Synthetic(images=images, side=side)
+        source = Synthetic(images=images, side=16)
         data = SearchData(source, 3, batch_size, accumulate, workers=0, resident=True)
         data.load()
         trainer = TrainerSettings(
@@ -172,3 +171,21 @@ def fit(tmp_path: Path) -> Fit:
         return module
 
     return run
+
+
+@pytest.fixture
+def smooth_objective() -> type[SmoothObjective]:
+    """The smooth search's objective, to be made with other arguments."""
+    return SmoothObjective
+
+
+@pytest.fixture
+def at_start() -> type[AtStart]:
+    """A callback that looks before each step."""
+    return AtStart
+
+
+@pytest.fixture
+def at_end() -> type[AtEnd]:
+    """A callback that looks after each step."""
+    return AtEnd

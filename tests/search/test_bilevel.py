@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from mae_nas.search.bilevel import VirtualStep, first_order_gradient, unrolled_gradient
+from mae_nas.search.bilevel import VirtualStep, mean_gradient, unrolled_gradient
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 Losses = tuple[Callable[..., Tensor], Callable[..., Tensor]]
@@ -19,7 +20,9 @@ def problem(dtype: torch.dtype = torch.float64) -> tuple[Losses, list[Tensor], l
 
     def loss(x: Tensor, y: Tensor) -> Callable[..., Tensor]:
         def evaluate(weights: list[Tensor], alphas: list[Tensor]) -> Tensor:
-            hidden = (x @ weights[0]).tanh() * alphas[0].softmax(0) + (alphas[1] * x).sum(1)[:, None]
+            hidden = (x @ weights[0]).tanh() * alphas[0].softmax(0) + (alphas[1] * x).sum(1)[
+                :, None
+            ]
             return ((hidden.sin() @ weights[1] - y) ** 2).mean()
 
         return evaluate
@@ -55,12 +58,18 @@ def approximate(scale: float, with_momentum: bool = True) -> tuple[Tensor, list[
     buffers = [scale * m for m in momentum_of(weights)] if with_momentum else []
     virtual = VirtualStep(LR / scale**2, MOMENTUM, DECAY * scale**2, buffers)
     return unrolled_gradient(
-        lambda: train([scale * u for u in scaled], alphas),
-        lambda: val([scale * u for u in scaled], alphas),
+        [lambda: train([scale * u for u in scaled], alphas)],
+        [lambda: val([scale * u for u in scaled], alphas)],
         scaled,
         alphas,
         virtual,
     )
+
+
+def first_order(
+    loss: Callable[..., Tensor], weights: list[Tensor], alphas: list[Tensor]
+) -> list[Tensor | None]:
+    return mean_gradient([lambda: loss(weights, alphas)], alphas)[1]
 
 
 def distance(found: list[Tensor | None], expected: list[Tensor]) -> float:
@@ -76,9 +85,9 @@ def test_unrolled_gradient_converges_to_the_exact_one_as_the_square_of_the_radiu
     buffers = momentum_of(weights) if with_momentum else [torch.zeros_like(w) for w in weights]
     expected = exact_gradient(losses, weights, alphas, buffers)
     errors = [distance(approximate(s, with_momentum)[1], expected) for s in (16.0, 8.0, 4.0, 2.0)]
-    for larger, smaller in zip(errors, errors[1:], strict=False):
+    for larger, smaller in pairwise(errors):
         assert larger / smaller == pytest.approx(4.0, rel=0.1)
-    first = first_order_gradient(losses[1](weights, alphas), alphas)
+    first = first_order(losses[1], weights, alphas)
     assert errors[-1] < 1e-3 * distance(first, expected)
 
 
@@ -101,7 +110,11 @@ def test_unrolled_gradient_restores_the_weights_bit_for_bit() -> None:
     before = [weight.detach().clone() for weight in weights]
     virtual = VirtualStep(LR, MOMENTUM, DECAY, momentum_of(weights))
     unrolled_gradient(
-        lambda: train(weights, alphas), lambda: val(weights, alphas), weights, alphas, virtual
+        [lambda: train(weights, alphas)],
+        [lambda: val(weights, alphas)],
+        weights,
+        alphas,
+        virtual,
     )
     assert all(map(torch.equal, weights, before))
     assert all(tensor.grad is None for tensor in [*weights, *alphas])
@@ -126,7 +139,7 @@ def test_unrolled_gradient_restores_the_weights_when_a_loss_raises(failing_call:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         unrolled_gradient(
-            counted(losses[0]), counted(losses[1]), weights, alphas, VirtualStep(LR, 0, 0, [])
+            [counted(losses[0])], [counted(losses[1])], weights, alphas, VirtualStep(LR, 0, 0, [])
         )
     assert calls == failing_call
     assert all(map(torch.equal, weights, before))
@@ -136,13 +149,13 @@ def test_gradients_are_none_where_alpha_has_no_influence() -> None:
     (train, val), weights, alphas = problem()
     idle = torch.zeros(5, dtype=torch.float64, requires_grad=True)
     expected = torch.autograd.grad(val(weights, alphas), alphas)
-    found = first_order_gradient(val(weights, alphas), [alphas[0], idle, alphas[1]])
+    _, found = mean_gradient([lambda: val(weights, alphas)], [alphas[0], idle, alphas[1]])
     assert found[1] is None
     assert torch.equal(found[0], expected[0])  # type: ignore[arg-type]
     assert torch.equal(found[2], expected[1])  # type: ignore[arg-type]
     _, unrolled = unrolled_gradient(
-        lambda: train(weights, alphas),
-        lambda: val(weights, alphas),
+        [lambda: train(weights, alphas)],
+        [lambda: val(weights, alphas)],
         weights,
         [alphas[0], idle, alphas[1]],
         VirtualStep(LR, MOMENTUM, DECAY, momentum_of(weights)),
@@ -153,12 +166,44 @@ def test_gradients_are_none_where_alpha_has_no_influence() -> None:
 
 def test_unrolled_gradient_without_learning_rate_is_first_order() -> None:
     (train, val), weights, alphas = problem()
-    expected = first_order_gradient(val(weights, alphas), alphas)
+    expected = first_order(val, weights, alphas)
     _, found = unrolled_gradient(
-        lambda: train(weights, alphas),
-        lambda: val(weights, alphas),
+        [lambda: train(weights, alphas)],
+        [lambda: val(weights, alphas)],
         weights,
         alphas,
         VirtualStep(0.0, MOMENTUM, DECAY, []),
     )
     assert distance(found, expected) == 0  # type: ignore[arg-type]
+
+
+def test_gradients_of_micro_batches_are_those_of_their_mean() -> None:
+    (one, other), weights, alphas = problem()
+    virtual = VirtualStep(LR, MOMENTUM, DECAY, momentum_of(weights))
+
+    def mean() -> Tensor:
+        return (one(weights, alphas) + other(weights, alphas)) / 2
+
+    parts = [lambda: one(weights, alphas), lambda: other(weights, alphas)]
+    expected = torch.autograd.grad(mean(), alphas)
+    loss, found = mean_gradient(parts, alphas)
+    assert distance(found, list(expected)) < 1e-14
+    torch.testing.assert_close(loss, mean().detach(), rtol=1e-14, atol=0)
+    loss, unrolled = unrolled_gradient(parts, parts[::-1], weights, alphas, virtual)
+    whole_loss, whole = unrolled_gradient([mean], [mean], weights, alphas, virtual)
+    assert distance(unrolled, whole) < 1e-12  # type: ignore[arg-type]
+    torch.testing.assert_close(loss, whole_loss, rtol=1e-14, atol=0)
+
+
+def test_alpha_that_only_the_validation_loss_knows_gets_its_direct_gradient() -> None:
+    (train, val), weights, alphas = problem()
+    extra = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    _, found = unrolled_gradient(
+        [lambda: train(weights, alphas)],
+        [lambda: val(weights, alphas) + (3 * extra).sum()],
+        weights,
+        [extra],
+        VirtualStep(LR, MOMENTUM, DECAY, []),
+    )
+    assert found[0] is not None
+    assert found[0].tolist() == [3.0, 3.0]

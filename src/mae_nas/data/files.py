@@ -53,10 +53,10 @@ def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
         ValueError: if it holds no file with a known suffix.
     """
     check_folder(root)
-    walk = _Walk(root)
-    walk.enter(root)
+    walk = _Walk()
+    walk.enter(root, "")
     while walk.links:
-        walk.enter(walk.links.pop(0))
+        walk.enter(*walk.links.pop(0))
     if not walk.images:
         found = ", ".join(f"{count} × {kind}" for kind, count in walk.others.most_common(5))
         raise ValueError(
@@ -67,34 +67,35 @@ def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 class _Walk:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self) -> None:
         self.entered: set[tuple[int, int]] = set()
         self.images: list[str] = []
         self.unlisted: list[tuple[str, str]] = []
         self.others: Counter[str] = Counter()
-        self.links: list[Path] = []  # entered last, so that a file keeps its own folder's name
+        # Entered last, so that files are named by their own folders.
+        self.links: list[tuple[Path, str]] = []
 
-    def enter(self, folder: Path) -> None:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in self.entered:
-            return
-        self.entered.add((status.st_dev, status.st_ino))
+    def enter(self, folder: Path, name: str) -> None:
         try:
-            entries = sorted(folder.iterdir(), key=lambda path: natural_key(path.name))
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in self.entered:
+                return
+            self.entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
-            reason = f"cannot be listed: {error.strerror}"
-            self.unlisted.append((folder.relative_to(self.root).as_posix(), reason))
+            self.unlisted.append((name, f"cannot be listed: {error.strerror}"))
             return
-        for path in entries:
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                if path.is_symlink():
-                    self.links.append(path)
-                else:
-                    self.enter(path)
-            elif is_image(path.name):
-                self.images.append(path.relative_to(self.root).as_posix())
+        prefix = f"{name}/" if name else ""
+        folders = [entry for entry in shown if entry.is_dir()]
+        for entry in sorted(folders, key=lambda entry: natural_key(entry.name)):
+            inner = folder / entry.name, prefix + entry.name
+            if entry.is_symlink():
+                self.links.append(inner)
             else:
-                self.others[path.suffix.lower() or "files without a suffix"] += 1
+                self.enter(*inner)
+        for entry in shown:
+            if is_image(entry.name) and not entry.is_dir():
+                self.images.append(prefix + entry.name)
+            elif not entry.is_dir():
+                self.others[Path(entry.name).suffix.lower() or "files without a suffix"] += 1

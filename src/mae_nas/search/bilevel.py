@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Loss = Callable[[], Tensor]
-"""Evaluates a loss at the present weights and α; the same batch and mask at every call."""
+"""A loss at the present weights and α: the same images and the same mask at every call."""
 
 
 class VirtualStep(NamedTuple):
@@ -26,14 +26,27 @@ class VirtualStep(NamedTuple):
     buffers: Sequence[Tensor]
 
 
-def first_order_gradient(loss: Tensor, alphas: Sequence[Tensor]) -> list[Tensor | None]:
-    """∂L_val/∂α at the present weights (DARTS, Sec. 2.3, ξ = 0); None where α has no influence."""
-    return list(torch.autograd.grad(loss, alphas, allow_unused=True))
+def mean_gradient(
+    losses: Sequence[Loss], inputs: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The mean of the micro-batches' losses, and its gradient for each of `inputs`.
+
+    With α as inputs this is DARTS's first-order gradient (DARTS, Sec. 2.3, ξ = 0). A gradient is
+    None where the input has no influence.
+    """
+    values: list[Tensor] = []
+    total: list[Tensor | None] = [None] * len(inputs)
+    for loss in losses:
+        value = loss()
+        gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+        total = [_plus(t, g, len(losses)) for t, g in zip(total, gradients, strict=True)]
+        values.append(value.detach())
+    return torch.stack(values).mean(), total
 
 
 def unrolled_gradient(
-    train_loss: Loss,
-    val_loss: Loss,
+    train_losses: Sequence[Loss],
+    val_losses: Sequence[Loss],
     weights: Sequence[Tensor],
     alphas: Sequence[Tensor],
     virtual: VirtualStep,
@@ -43,36 +56,35 @@ def unrolled_gradient(
         ∂_α L_val(w*, α) − η · (∂_α L_train(w⁺, α) − ∂_α L_train(w⁻, α)) / 2R
         w^± = w ± R·v,  v = ∂_w L_val(w*, α),  R = 0.01/‖v‖                      (DARTS, Eq. 8)
 
-    Weights are perturbed in place and restored bit for bit, also on an exception.
+    Losses are per micro-batch. Weights are perturbed in place and restored bit for bit, also on an
+    exception.
 
     Returns:
         L_val(w*, α), and the gradient for each α (None where α has no influence).
     """
     saved = [weight.detach().clone() for weight in weights]
     try:
-        _look_ahead(train_loss, weights, virtual)
-        loss = val_loss()
-        gradients = torch.autograd.grad(loss, [*alphas, *weights], allow_unused=True)
-        direct = list(gradients[: len(alphas)])
-        direction = [
-            torch.zeros_like(weight) if gradient is None else gradient
-            for weight, gradient in zip(weights, gradients[len(alphas) :], strict=True)
-        ]
+        _look_ahead(train_losses, weights, virtual)
+        loss, gradients = mean_gradient(val_losses, [*alphas, *weights])
+        direct = gradients[: len(alphas)]
+        direction = _filled(gradients[len(alphas) :], weights)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
         radius = 0.01 / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         shift = torch._foreach_mul(direction, radius)
-        plus = _gradient_at(train_loss, alphas, weights, torch._foreach_add(saved, shift))
-        minus = _gradient_at(train_loss, alphas, weights, torch._foreach_sub(saved, shift))
+        _assign(weights, torch._foreach_add(saved, shift))
+        plus = _filled(mean_gradient(train_losses, alphas)[1], alphas)
+        _assign(weights, torch._foreach_sub(saved, shift))
+        minus = _filled(mean_gradient(train_losses, alphas)[1], alphas)
     finally:
         _assign(weights, saved)
-    return loss.detach(), [
-        None if d is None else d - (virtual.lr / (2 * radius)) * _difference(p, m, d)
+    return loss, [
+        None if d is None else d - (virtual.lr / (2 * radius)) * (p - m)
         for d, p, m in zip(direct, plus, minus, strict=True)
     ]
 
 
-def _look_ahead(train_loss: Loss, weights: Sequence[Tensor], virtual: VirtualStep) -> None:
-    gradients = torch.autograd.grad(train_loss(), weights, materialize_grads=True)
+def _look_ahead(losses: Sequence[Loss], weights: Sequence[Tensor], virtual: VirtualStep) -> None:
+    gradients = _filled(mean_gradient(losses, weights)[1], weights)
     with torch.no_grad():
         step = torch._foreach_add(gradients, list(weights), alpha=virtual.weight_decay)
         if virtual.buffers:
@@ -80,19 +92,17 @@ def _look_ahead(train_loss: Loss, weights: Sequence[Tensor], virtual: VirtualSte
         torch._foreach_add_(list(weights), step, alpha=-virtual.lr)
 
 
-def _gradient_at(
-    loss: Loss, alphas: Sequence[Tensor], weights: Sequence[Tensor], values: Sequence[Tensor]
-) -> list[Tensor | None]:
-    _assign(weights, values)
-    return first_order_gradient(loss(), alphas)
-
-
 @torch.no_grad()
 def _assign(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(weights), list(values))
 
 
-def _difference(plus: Tensor | None, minus: Tensor | None, like: Tensor) -> Tensor:
-    if plus is None or minus is None:
-        return torch.zeros_like(like)
-    return plus - minus
+def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(gradients, like, strict=True)
+    return [torch.zeros_like(tensor) if grad is None else grad for grad, tensor in pairs]
+
+
+def _plus(total: Tensor | None, gradient: Tensor | None, parts: int) -> Tensor | None:
+    if gradient is None:
+        return total
+    return gradient / parts if total is None else total + gradient / parts

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from mae_nas.batch import Batch
 from mae_nas.objectives import Encode, Objective
 from mae_nas.relaxations import Relaxation
-from mae_nas.search.bilevel import VirtualStep, first_order_gradient, unrolled_gradient
+from mae_nas.search.bilevel import Loss, VirtualStep, mean_gradient, unrolled_gradient
 from mae_nas.supernet import Supernet
 
 OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -144,35 +144,32 @@ class SearchModule(pl.LightningModule):
 
         Lightning counts the steps of optimizers it wraps: unwrapped, `global_step` counts batches.
         """
-        totals: list[Tensor | None] = [None] * len(self.alphas)
-        for batch, weight_batch in zip(batches, weight_batches, strict=True):
-            loss, gradients = self._architecture_gradient(batch, weight_batch)
-            self._record("arch_loss", loss, len(batches))
-            for i, gradient in enumerate(gradients):
-                if gradient is not None:
-                    share = gradient / len(batches)
-                    total = totals[i]
-                    totals[i] = share if total is None else total + share
+        if self.settings.second_order:
+            loss, gradients = self._unrolled_gradient(batches, weight_batches)
+        else:
+            loss, gradients = mean_gradient(self._losses(batches), self.alphas)
+        self._record("arch_loss", loss)
         # An α without influence keeps grad None and is left untouched, weight decay included.
-        for (kind, alpha), total in zip(self.relaxation.alphas.items(), totals, strict=True):
-            alpha.grad = total
-            if total is not None:
-                self.values[f"grad_norm_alpha_{kind}"] = total.norm()
+        for (kind, alpha), gradient in zip(self.relaxation.alphas.items(), gradients, strict=True):
+            alpha.grad = gradient
+            if gradient is not None:
+                self.values[f"grad_norm_alpha_{kind}"] = gradient.norm()
         self.optimizer_pair[1].step()
         for alpha in self.alphas:
             alpha.grad = None
 
     def step_weights(self, batches: Sequence[Batch]) -> None:
-        """One SGD step on w at fixed α; the gradient is the mean over the micro-batches."""
+        """One step on w at fixed α; the gradient is the mean over the micro-batches."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, list)
+        losses, values = [], {}
         with frozen(self.alphas):
             optimizer[0].zero_grad()
-            values: dict[str, Tensor] = {}
             for batch in batches:
                 loss, values = self.loss(batch)
                 self.manual_backward(loss / len(batches))
-                self._record("weight_loss", loss.detach(), len(batches))
+                losses.append(loss.detach())
+            self._record("weight_loss", torch.stack(losses).mean())
             self.values.update(values)
             optimizer[0].step()
 
@@ -183,17 +180,17 @@ class SearchModule(pl.LightningModule):
             self.weights, self.settings.grad_clip, foreach=True
         )
 
-    def _architecture_gradient(
-        self, batch: Batch, weight_batch: Batch
+    def _losses(self, batches: Sequence[Batch]) -> list[Loss]:
+        return [lambda batch=batch: self.loss(batch)[0] for batch in batches]
+
+    def _unrolled_gradient(
+        self, batches: Sequence[Batch], weight_batches: Sequence[Batch]
     ) -> tuple[Tensor, list[Tensor | None]]:
-        if not self.settings.second_order:
-            loss, _ = self.loss(batch)
-            return loss.detach(), first_order_gradient(loss, self.alphas)
-        # The three extra forward passes must leave no trace in the running statistics.
-        with preserved(list(self.supernet.buffers()) + list(self.objective.buffers())):
+        # The extra forward passes must leave no trace in the running statistics.
+        with preserved([*self.supernet.buffers(), *self.objective.buffers()]):
             return unrolled_gradient(
-                lambda: self.loss(weight_batch)[0],
-                lambda: self.loss(batch)[0],
+                self._losses(weight_batches),
+                self._losses(batches),
                 self.weights,
                 self.alphas,
                 self._virtual_step(),
@@ -254,9 +251,8 @@ class SearchModule(pl.LightningModule):
                 "trainer.precision=32-true"
             )
 
-    def _record(self, name: str, loss: Tensor, parts: int) -> None:
-        loss = loss.detach()
-        self.values[name] = self.values.get(name, 0.0) + loss / parts
+    def _record(self, name: str, loss: Tensor) -> None:
+        self.values[name] = loss
         is_first_bad = ~loss.isfinite() & (self.bad_step < 0)
         self.bad_step.copy_(torch.where(is_first_bad, self.global_step, self.bad_step))
 
@@ -280,9 +276,7 @@ def preserved(buffers: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
+        torch._foreach_copy_(list(buffers), saved)
 
 
 @contextmanager

@@ -4,6 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+import torch
+
+from mae_nas.backbone import CELL_KINDS
 from mae_nas.genotype import Genotype
 from mae_nas.spaces.primitives import PRIMITIVES, Primitive
 
@@ -67,18 +70,23 @@ class SearchSpace(ABC):
 
     def flags(self, kind: str, flag: str) -> list[list[bool]]:
         """Per edge and candidate, whether the operation `is_zero`, `is_skip` or `is_random`."""
-        value = {
-            name: bool(getattr(self.make(name, 2, 1), flag))
+        return [
+            [bool(getattr(self._samples[name], flag)) for name in names]
             for names in self.primitives(kind)
-            for name in names
-        }
-        return [[value[name] for name in names] for names in self.primitives(kind)]
+        ]
+
+    @cached_property
+    def _samples(self) -> Mapping[str, Primitive]:
+        """One operation of each name, without storage or random numbers, to read its flags."""
+        names = {name for kind in CELL_KINDS for names in self.primitives(kind) for name in names}
+        with torch.device("meta"):
+            return {name: self.make(name, 2, 1) for name in sorted(names)}
 
     def check(self, genotype: Genotype) -> None:
         """ValueError unless the genotype's every edge and operation exists in this space."""
         for kind, cell in genotype.cells.items():
             where = dict(zip(self.edges, self.primitives(kind), strict=True))
-            zeros = {n for names in where.values() for n in names if self.make(n, 2, 1).is_zero}
+            zeros = {name for name, sample in self._samples.items() if sample.is_zero}
             for edge in cell.edges:
                 allowed = set(where.get((edge.source, edge.target), ())) - zeros
                 if edge.primitive not in allowed:
