@@ -139,7 +139,7 @@ def test_unrolled_gradient_restores_the_weights_when_a_loss_raises(failing_call:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         unrolled_gradient(
-            [counted(losses[0])], [counted(losses[1])], weights, alphas, VirtualStep(LR, 0, 0, [])
+            [counted(losses[0])], [counted(losses[1])], weights, alphas, VirtualStep(LR, 0, 0, [torch.zeros_like(w) for w in weights])
         )
     assert calls == failing_call
     assert all(map(torch.equal, weights, before))
@@ -172,7 +172,7 @@ def test_unrolled_gradient_without_learning_rate_is_first_order() -> None:
         [lambda: val(weights, alphas)],
         weights,
         alphas,
-        VirtualStep(0.0, MOMENTUM, DECAY, []),
+        VirtualStep(0.0, MOMENTUM, DECAY, [torch.zeros_like(w) for w in weights]),
     )
     assert distance(found, expected) == 0  # type: ignore[arg-type]
 
@@ -203,7 +203,7 @@ def test_alpha_that_only_the_validation_loss_knows_gets_its_direct_gradient() ->
         [lambda: val(weights, alphas) + (3 * extra).sum()],
         weights,
         [extra],
-        VirtualStep(LR, MOMENTUM, DECAY, []),
+        VirtualStep(LR, MOMENTUM, DECAY, [torch.zeros_like(w) for w in weights]),
     )
     assert found[0] is not None
     assert found[0].tolist() == [3.0, 3.0]

@@ -124,9 +124,12 @@ def run_search(
         )
         code = fit(trainer, run, checkpoint)
         if code == DONE:
+            device = trainer.strategy.root_device
+            run.module.to(device)  # Lightning leaves it on the CPU
             readings.settle()
             code = stop_code(stopper, readings)
-            finish(run, overrides, readings, clock, trainer.strategy.root_device)
+            finish(run, overrides, readings, clock, device)
+        loggers.close(code)
         return code
 
 
@@ -310,7 +313,7 @@ def finish(
             "nominal": masking.ratio,
             "effective": masking.effective_ratio(run.data.side),
         },
-        "costs": network_costs(run.module.cpu(), run.data),
+        "costs": network_costs(run.module, run.data),
         "skipped_files": data.pop("skipped_files"),
         "data": data,
         "epochs": run.module.epochs,

@@ -133,11 +133,12 @@ class Reconstruction(Objective):
 
     def error(self, prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
         """Mean |error|, or squared error, over hidden pixels and channels."""
-        difference = prediction.to(target.dtype) - target
+        # Masked before the square, whose gradient at a visible NaN would be one.
+        difference = (prediction.to(target.dtype) - target).masked_fill(~hidden, 0.0)
         distance = difference.square() if self.is_squared else difference.abs()
         # Every image hides equally many pixels, so the count is known without asking the device.
         share = self.masking.effective_ratio(self.side)
-        return distance.masked_fill(~hidden, 0.0).sum() / (distance.numel() * share)
+        return distance.sum() / (distance.numel() * share)
 
     @torch.no_grad()
     def yardsticks(self, batches: Sequence[Batch]) -> dict[str, float]:

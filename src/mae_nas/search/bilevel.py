@@ -17,7 +17,7 @@ class VirtualStep(NamedTuple):
         lr: η, the learning rate of the coming weight step.
         momentum: μ.
         weight_decay: λ.
-        buffers: momentum buffers, one per weight; empty before the first step.
+        buffers: momentum buffers m, one per weight; zeros before the first step.
     """
 
     lr: float
@@ -87,8 +87,7 @@ def _look_ahead(losses: Sequence[Loss], weights: Sequence[Tensor], virtual: Virt
     gradients = _filled(mean_gradient(losses, weights)[1], weights)
     with torch.no_grad():
         step = torch._foreach_add(gradients, list(weights), alpha=virtual.weight_decay)
-        if virtual.buffers:
-            torch._foreach_add_(step, list(virtual.buffers), alpha=virtual.momentum)
+        torch._foreach_add_(step, list(virtual.buffers), alpha=virtual.momentum)
         torch._foreach_add_(list(weights), step, alpha=-virtual.lr)
 
 

@@ -204,8 +204,11 @@ class SearchModule(pl.LightningModule):
                 "search.weight_optimizer._target_=torch.optim.SGD or search.second_order=false"
             )
         group = optimizer.param_groups[0]
-        states = [optimizer.state[weight] for weight in self.weights]
-        buffers = [s["momentum_buffer"] for s in states if s.get("momentum_buffer") is not None]
+        momentum = [optimizer.state[weight].get("momentum_buffer") for weight in self.weights]
+        buffers = [
+            torch.zeros_like(weight) if buffer is None else buffer
+            for weight, buffer in zip(self.weights, momentum, strict=True)
+        ]
         return VirtualStep(group["lr"], group["momentum"], group["weight_decay"], buffers)
 
     # Time -----------------------------------------------------------------------------------------
@@ -276,7 +279,8 @@ def preserved(buffers: Sequence[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        torch._foreach_copy_(list(buffers), saved)
+        for buffer, value in zip(buffers, saved, strict=True):
+            buffer.copy_(value)
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Supernet(nn.Module):
         cell: the implementation of a cell; all are equal, some are faster.
 
     Shapes:
-        image: (B, channels, side, side), 0 at hidden pixels.
+        image: (B, channels, side, side); with `visible` given, hidden pixels count as 0.
         forward: maps F_1 … F_stages, (B, 4·width·2^i, side/s_i, side/s_i); with `visible` given
         (sparse masking), exactly 0 at hidden sites.
     """
@@ -82,6 +82,8 @@ class Supernet(nn.Module):
             assert isinstance(cell, SearchCell)
             return cell(before_last, last, mixtures[cell.spec.kind], visible)
 
+        if visible is not None:  # whatever lies under the mask, no operation may see it
+            image = image.masked_fill(~visible.at(1), 0.0)
         image = image.contiguous(memory_format=torch.channels_last)
         stem = self.backbone.stem(image, visible)
         return self.backbone.run([self.cell.enter(state) for state in stem], step)
