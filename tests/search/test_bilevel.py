@@ -37,6 +37,10 @@ def momentum_of(weights: list[Tensor]) -> list[Tensor]:
     return [torch.full_like(weight, 0.1).detach() for weight in weights]
 
 
+def zeros_of(weights: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(weight) for weight in weights]
+
+
 def exact_gradient(
     losses: Losses, weights: list[Tensor], alphas: list[Tensor], buffers: list[Tensor]
 ) -> list[Tensor]:
@@ -55,7 +59,7 @@ def approximate(scale: float, with_momentum: bool = True) -> tuple[Tensor, list[
     """Our gradient after the substitution w = scale · u, under which R becomes scale · R in w."""
     (train, val), weights, alphas = problem()
     scaled = [(weight / scale).detach().requires_grad_() for weight in weights]
-    buffers = [scale * m for m in momentum_of(weights)] if with_momentum else []
+    buffers = [scale * m for m in momentum_of(weights)] if with_momentum else zeros_of(weights)
     virtual = VirtualStep(LR / scale**2, MOMENTUM, DECAY * scale**2, buffers)
     return unrolled_gradient(
         [lambda: train([scale * u for u in scaled], alphas)],
@@ -82,7 +86,7 @@ def test_unrolled_gradient_converges_to_the_exact_one_as_the_square_of_the_radiu
     with_momentum: bool,
 ) -> None:
     losses, weights, alphas = problem()
-    buffers = momentum_of(weights) if with_momentum else [torch.zeros_like(w) for w in weights]
+    buffers = momentum_of(weights) if with_momentum else zeros_of(weights)
     expected = exact_gradient(losses, weights, alphas, buffers)
     errors = [distance(approximate(s, with_momentum)[1], expected) for s in (16.0, 8.0, 4.0, 2.0)]
     for larger, smaller in pairwise(errors):
@@ -139,7 +143,11 @@ def test_unrolled_gradient_restores_the_weights_when_a_loss_raises(failing_call:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         unrolled_gradient(
-            [counted(losses[0])], [counted(losses[1])], weights, alphas, VirtualStep(LR, 0, 0, [torch.zeros_like(w) for w in weights])
+            [counted(losses[0])],
+            [counted(losses[1])],
+            weights,
+            alphas,
+            VirtualStep(LR, 0, 0, zeros_of(weights)),
         )
     assert calls == failing_call
     assert all(map(torch.equal, weights, before))
@@ -172,7 +180,7 @@ def test_unrolled_gradient_without_learning_rate_is_first_order() -> None:
         [lambda: val(weights, alphas)],
         weights,
         alphas,
-        VirtualStep(0.0, MOMENTUM, DECAY, [torch.zeros_like(w) for w in weights]),
+        VirtualStep(0.0, MOMENTUM, DECAY, zeros_of(weights)),
     )
     assert distance(found, expected) == 0  # type: ignore[arg-type]
 
@@ -203,7 +211,7 @@ def test_alpha_that_only_the_validation_loss_knows_gets_its_direct_gradient() ->
         [lambda: val(weights, alphas) + (3 * extra).sum()],
         weights,
         [extra],
-        VirtualStep(LR, MOMENTUM, DECAY, [torch.zeros_like(w) for w in weights]),
+        VirtualStep(LR, MOMENTUM, DECAY, zeros_of(weights)),
     )
     assert found[0] is not None
     assert found[0].tolist() == [3.0, 3.0]
