@@ -19,17 +19,18 @@ from mae_nas.search import SearchModule
 
 FILE = Path(__file__).with_name("curves.json")
 STEPS = 24
-COMMON = """
-    data=synthetic data.images=90 data.side=16 mask.patch_size=4 data.crop_padding=2
-    supernet.width=2 supernet.depth=3 trainer.batch_size=4 trainer.max_epochs=3
-    trainer.precision=64-true trainer.accelerator=cpu search.arch_optimizer.lr=0.01 seed=7
-""".split()
+COMMON = [
+    *("data=synthetic", "data.images=90", "data.side=8", "data.crop_padding=1", "seed=7"),
+    *("mask.patch_size=2", "supernet.width=2", "supernet.depth=3"),
+    *("trainer.batch_size=4", "trainer.max_epochs=3", "trainer.precision=64-true"),
+    *("trainer.accelerator=cpu", "search.arch_optimizer.lr=0.01"),
+]
 CASES = {
     "hierarchical dense": ["space=s0"],
     "hierarchical sparse": ["space=s3", "mask.mode=sparse"],
     "hierarchical dense second order": ["space=s3", "search.second_order=true"],
     "simmim dense": ["space=s1", "decoder=simmim"],
-    "simmim sparse": ["space=s2", "decoder=simmim", "mask.mode=sparse", "mask.patch_size=2"],
+    "simmim sparse": ["space=s2", "decoder=simmim", "mask.mode=sparse"],
     "unet dense": ["space=s4", "decoder=unet", "decoder.width=8"],
     "unet sparse": ["space=s3", "decoder=unet", "decoder.width=8", "mask.mode=sparse"],
 }

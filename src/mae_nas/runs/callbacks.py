@@ -1,0 +1,296 @@
+"""What happens beside the training: rows, readings, checkpoints, a clean stop.
+
+Callbacks read values and write files. None changes what the search computes.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from mae_nas.runs.checkpoint import FORMAT
+from mae_nas.runs.files import write_json
+from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.tables import JsonLines, MetricsTable
+from mae_nas.search import Reading, SearchModule
+from mae_nas.search.reading import relative_entropy
+
+log = logging.getLogger("mae_nas")
+
+FINITE_CHECK_STEPS = 50
+
+
+class Clock(pl.Callback):
+    """Seconds of the whole run, earlier processes included, and how they were spent."""
+
+    def __init__(self) -> None:
+        self.earlier = 0.0
+        self.waiting = 0.0
+        self.steps = 0
+        self._born = self._ended = time.monotonic()
+
+    @property
+    def here(self) -> float:
+        """Seconds since this process began to train."""
+        return time.monotonic() - self._born
+
+    @property
+    def total(self) -> float:
+        """Seconds of the run so far."""
+        return self.earlier + self.here
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the training time spent waiting for data."""
+        return self.waiting / max(self.here, 1e-9)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean duration of a step in this process."""
+        return self.here / max(self.steps, 1)
+
+    def on_train_start(self, *_: object) -> None:  # noqa: D102
+        self._born = self._ended = time.monotonic()
+
+    def on_train_batch_start(self, *_: object) -> None:  # noqa: D102
+        self.waiting += time.monotonic() - self._ended
+
+    def on_train_batch_end(self, *_: object) -> None:  # noqa: D102
+        self.steps += 1
+
+    def mark(self) -> None:
+        """The other callbacks are done with the step: from here on the loop waits for data."""
+        self._ended = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"seconds": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.earlier = state_dict["seconds"]
+
+
+class Metrics(pl.Callback):
+    """A row of metrics.csv, and of the logger if there is one, every few steps.
+
+    Rows hold the step's own values, not a running mean, so that a resumed run writes the same ones.
+
+    Args:
+        folder: of the run.
+        every: steps between rows.
+        clock: for the timing columns.
+    """
+
+    def __init__(self, folder: RunFolder, every: int, clock: Clock) -> None:
+        self.table = MetricsTable(folder.metrics)
+        self.every = every
+        self.clock = clock
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002, D102
+        self.table.cut(trainer.global_step)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
+        if trainer.global_step % self.every == 0:
+            assert isinstance(pl_module, SearchModule)
+            row = metrics_row(pl_module)
+            row |= {"seconds": self.clock.total, "waiting_share": self.clock.waiting_share}
+            self.table.append(row)
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=trainer.global_step)
+
+
+def metrics_row(module: SearchModule) -> dict[str, float]:
+    """The values of the step just done, by name, in a fixed order; absent ones are NaN."""
+    kinds = list(module.relaxation.alphas)
+    bilevel = ["weight_loss", "arch_loss", "grad_norm_weights"]
+    bilevel += [f"grad_norm_alpha_{kind}" for kind in kinds]
+    names = bilevel + sorted(module.values.keys() - set(bilevel))
+    absent = torch.tensor(float("nan"))
+    # One transfer for all of them.
+    stacked = torch.stack([module.values.get(n, absent).double().to(module.device) for n in names])
+    row: dict[str, float] = {
+        "step": module.global_step,
+        "epoch": module.global_step / module.steps_per_epoch,
+        "learning_rate": module.optimizer_pair[0].param_groups[0]["lr"],
+    }
+    row |= dict(zip(names, stacked.tolist(), strict=True))
+    for kind, table in module.relaxation.scores().items():
+        row[f"entropy_{kind}"] = relative_entropy(table.double().cpu().numpy())
+    return row
+
+
+class Readings(pl.Callback):
+    """A reading every `interval` steps and where the search ends: genotypes and pictures.
+
+    Args:
+        folder: of the run.
+        take: makes a reading, given the earlier ones.
+        draw: draws the run's pictures, given all readings.
+        clock: of the run.
+        interval: steps between readings.
+        last_step: where the search ends.
+        stop_on_collapse: end the search when the verdict is `collapsed`.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        take: Callable[[list[Reading]], Reading],
+        draw: Callable[[list[Reading]], None],
+        clock: Clock,
+        interval: int,
+        last_step: int,
+        stop_on_collapse: bool,
+    ) -> None:
+        self.folder = folder
+        self.table = JsonLines(folder.genotypes)
+        self.take = take
+        self.draw = draw
+        self.clock = clock
+        self.interval = interval
+        self.last_step = last_step
+        self.stop_on_collapse = stop_on_collapse
+        self.readings: list[Reading] = []
+        self._drawn_step = -1
+        self._next_drawing = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the search has reached its last step."""
+        return bool(self.readings) and self.readings[-1].step >= self.last_step
+
+    @property
+    def has_stopped_search(self) -> bool:
+        """Whether the verdict ended the search."""
+        is_collapsed = bool(self.readings) and self.readings[-1].verdict == "collapsed"
+        return self.stop_on_collapse and is_collapsed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002, D102
+        # The reading that ended a stopped search is none of the continued one's.
+        self.table.cut(trainer.global_step, self.interval)
+        self._restore()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
+        step = trainer.global_step
+        if step % self.interval == 0 or step >= self.last_step or trainer.should_stop:
+            self._read()
+        if self.has_stopped_search:
+            trainer.should_stop = True
+
+    def settle(self) -> None:
+        """Final pictures; also for a run that was killed between its last step and its record."""
+        if not self.readings:
+            self._restore()
+        if self._drawn_step != self.readings[-1].step:
+            self._draw()
+
+    def _restore(self) -> None:
+        self.readings = [Reading.from_dict(row) for row in self.table.rows()]
+
+    def _read(self) -> None:
+        before = self.readings[-1].verdict if self.readings else "ok"
+        reading = self.take(self.readings)
+        self.readings.append(reading)
+        self.table.append(reading.to_dict())
+        write_json(self.folder.genotype, reading.to_dict())
+        if reading.verdict != before:
+            log.warning("%s", verdict_line(reading))
+        if self.clock.here >= self._next_drawing:  # pictures take at most a twentieth of the time
+            self._draw()
+
+    def _draw(self) -> None:
+        began = self.clock.here
+        self.draw(self.readings)
+        self._drawn_step = self.readings[-1].step
+        self._next_drawing = self.clock.here + 20 * (self.clock.here - began)
+
+
+def verdict_line(reading: Reading) -> str:
+    """The verdict in words, skips beside what chance gives."""
+    skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
+    return (
+        f"verdict {reading.verdict} at step {reading.step}: {skips} of {edges} edges of the normal "
+        f"cell are skips; noise gives as many or more in {100 * reading.chance['normal']:.1f} % of cells"
+    )
+
+
+class Checkpoints(pl.Callback):
+    """checkpoints/last.ckpt: every so many seconds, after every reading, and where a search ends.
+
+    Runs after `Readings`, so that a checkpoint never lacks a reading that its step has.
+
+    Args:
+        folder: of the run.
+        seconds: between checkpoints.
+        readings: says when there is a reading.
+        seed: named if the loss is not finite.
+        identity: written into the checkpoint, to tell the runs apart.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        seconds: float,
+        readings: Readings,
+        seed: int,
+        identity: Mapping[str, str],
+    ) -> None:
+        self.path = folder.checkpoint
+        self.seconds = seconds
+        self.readings = readings
+        self.seed = seed
+        self.identity = dict(identity)
+        self._saved = time.monotonic()
+
+    def on_train_start(self, *_: object) -> None:  # noqa: D102
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
+    ) -> None:
+        assert isinstance(pl_module, SearchModule)
+        step, taken = trainer.global_step, self.readings.readings
+        has_reading = bool(taken) and taken[-1].step == step
+        if has_reading or time.monotonic() - self._saved >= self.seconds:
+            pl_module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
+            trainer.save_checkpoint(self.path)
+            self._saved = time.monotonic()
+        elif step % FINITE_CHECK_STEPS == 0:
+            pl_module.check_finite(self.seed)
+
+    def on_save_checkpoint(  # noqa: D102
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        checkpoint["format"] = FORMAT
+        checkpoint.update(self.identity)
+
+
+class StopOnSignal(pl.Callback):
+    """Ctrl-C or SIGTERM ends the search after the step in progress; a second one at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Take over from Lightning, which would end without a reading; it restores the handlers."""
+
+        def stop(number: int, _frame: object) -> None:
+            if self.received is not None:
+                raise KeyboardInterrupt
+            self.received = number
+            log.info("Stopping after this step (again to stop at once)")
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
+        if self.received is not None:
+            trainer.should_stop = True

@@ -1,0 +1,100 @@
+"""Checkpoints that a kill cannot spoil, and that a stranger cannot use to run code."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+FORMAT = "mae_nas.search/1"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, syncs, then renames: the file is the old one or the new one.
+
+    Lightning's own goes through a temporary file that may lie on another file system, where the last
+    move is a copy that a kill can cut short.
+    """
+
+    def save_checkpoint(  # noqa: D102
+        self,
+        checkpoint: dict[str, Any],
+        path: _PATH,
+        storage_options: Any | None = None,  # noqa: ANN401, ARG002
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+        try:
+            with beside.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            beside.unlink(missing_ok=True)
+            raise OSError(f"{target}: could not be written ({_first_line(error)})") from error
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a search, as plain tensors and numbers; nothing in it is executed.
+
+    Raises:
+        ValueError: in one line, if it is missing, truncated, foreign, or holds other classes.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise ValueError(
+                f"{path}: holds objects other than tensors and numbers; it was not written by mae-nas "
+                "and was not opened"
+            ) from None
+        raise ValueError(f"{path}: truncated or not a checkpoint") from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError):
+        raise ValueError(f"{path}: truncated or not a checkpoint") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of a mae-nas search")
+    return checkpoint
+
+
+def check_fits(
+    checkpoint: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    identity: Mapping[str, str],
+    path: Path,
+) -> None:
+    """ValueError unless the checkpoint is of the search about to continue.
+
+    Args:
+        checkpoint: as read.
+        state: the search's own `state_dict`.
+        identity: hashes of its configuration and of its data.
+        path: for the error.
+    """
+    names = {"config_hash": "configuration", "data_hash": "set of images"}
+    for key, value in identity.items():
+        if checkpoint.get(key) != value:
+            raise ValueError(f"{path}: belongs to a search with another {names[key]}")
+    saved = checkpoint["state_dict"]
+    wrong = sorted(saved.keys() ^ state.keys()) or sorted(
+        name for name in state if saved[name].shape != state[name].shape
+    )
+    if wrong:
+        raise ValueError(f"{path}: its tensors differ from this search's, first {wrong[0]}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,100 @@
+"""Heat maps of the mixture weights, with the derived choice outlined."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike, NDArray
+
+from mae_nas.genotype import CellGenotype, Genotype
+from mae_nas.runs.canvas import ARCHITECTURE, INK, human, ink_on, node_name, save, styled
+from mae_nas.runs.drawing import TITLES
+
+Joins = Sequence[tuple[int, int]]
+Primitives = Sequence[Sequence[str]]
+
+_WIDE, _TALL = 0.96, 0.92  # of a tile; one unit of the axes is a column or a row
+
+
+@styled()
+def plot_alpha_heatmaps(
+    scores: Mapping[str, ArrayLike],
+    edges: Mapping[str, Joins],
+    primitives: Mapping[str, Primitives],
+    genotype: Genotype,
+    folder: str | Path,
+) -> list[Path]:
+    """Draw the mixture weight of every operation on every edge; what `genotype` keeps is outlined.
+
+    Args:
+        scores: mixture weights in [0, 1], (edges, operations), for each kind of cell.
+        edges: (source, target) of each row, for each kind.
+        primitives: the operations on each edge, for each kind; edges may differ, as in S1 and S2.
+        genotype: the choice to outline.
+        folder: where `alpha.png` and `alpha.svg` go.
+    """
+    weights = {kind: np.asarray(values, float) for kind, values in scores.items()}
+    widths = [
+        0.9 + values.shape[1] * (0.72 if _is_shared(primitives[kind]) else 1.5)
+        for kind, values in weights.items()
+    ]
+    rows = max(len(values) for values in weights.values())
+    figure = Figure(figsize=(max(8.0, sum(widths) + 0.6), 0.36 * rows + 1.7), layout="constrained")
+    panels = figure.subplots(1, len(weights), squeeze=False, width_ratios=widths)[0]
+    for axes, (kind, values) in zip(panels, weights.items(), strict=True):
+        _draw(axes, values, edges[kind], primitives[kind])
+        _label(axes, edges[kind], primitives[kind], genotype.cells[kind])
+        axes.set_title(TITLES[kind], pad=12)
+    figure.supxlabel("mixture weight; outlined: kept in the genotype", fontsize=10)
+    return save(figure, Path(folder) / "alpha")
+
+
+def _is_shared(primitives: Primitives) -> bool:
+    return all(tuple(names) == tuple(primitives[0]) for names in primitives)
+
+
+def _tops(edges: Joins) -> NDArray[np.float64]:
+    """Upper side of each row; a gap parts the edges of one node from those of the next."""
+    return np.asarray([row + 0.25 * (edge[1] - edges[0][1]) for row, edge in enumerate(edges)])
+
+
+def _draw(axes: Axes, values: NDArray[np.float64], edges: Joins, table: Primitives) -> None:
+    # Weights that nothing has moved yet are half-way up the scale, not at its top.
+    shades = 0.04 + 0.86 * values / max(float(values.max()), 2 / values.shape[1])
+    shared = _is_shared(table)
+    for row, (top, names) in enumerate(zip(_tops(edges), table, strict=True)):
+        for column, name in enumerate(names):
+            fill = to_hex(colormaps["Blues"](shades[row, column]))
+            axes.add_patch(Rectangle((column, top), _WIDE, _TALL, facecolor=fill))
+            share = f"{values[row, column]:.2f}"
+            axes.text(
+                column + _WIDE / 2,
+                top + _TALL / 2,
+                share if shared else f"{human(name)}  {share}",
+                ha="center",
+                va="center",
+                color=ink_on(fill),
+                fontsize=9,
+            )
+
+
+def _label(axes: Axes, edges: Joins, table: Primitives, cell: CellGenotype) -> None:
+    """Name rows and columns, outline the operations of `cell`."""
+    tops = _tops(edges)
+    for edge in cell.edges:
+        row = list(edges).index((edge.source, edge.target))
+        corner = (list(table[row]).index(edge.primitive), tops[row])
+        axes.add_patch(Rectangle(corner, _WIDE, _TALL, fill=False, ec=ARCHITECTURE, lw=2.2))
+    labels = [" → ".join(node_name(node, cell.inputs) for node in edge) for edge in edges]
+    axes.set_yticks(tops + _TALL / 2, labels, color=INK)
+    heads = [human(name) for name in table[0]] if _is_shared(table) else []
+    axes.set_xticks(np.arange(len(heads)) + 0.3, heads, rotation=30, ha="left", color=INK)
+    axes.set(xlim=(-0.05, max(map(len, table))), ylim=(tops[-1] + 1.0, -0.08))
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)

@@ -1,0 +1,196 @@
+"""Pictures of a run, as PNG and SVG: cells, mixture weights over time, losses.
+
+Every function takes numbers (arrays, lists, or rows as read back from a file) and a folder.
+Heat maps and reconstructions have files of their own and are named here too.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from mae_nas.genotype import Genotype
+from mae_nas.runs.canvas import (
+    ARCHITECTURE,
+    FAINT,
+    INK,
+    MUTED,
+    WEIGHT,
+    colour,
+    human,
+    save,
+    spread,
+    styled,
+)
+from mae_nas.runs.drawing import TITLES, draw_cells
+from mae_nas.runs.heatmaps import Primitives, plot_alpha_heatmaps
+from mae_nas.runs.reconstructions import plot_reconstructions
+
+__all__ = [
+    "draw_cells",
+    "plot_alpha_heatmaps",
+    "plot_alpha_history",
+    "plot_cells",
+    "plot_losses",
+    "plot_reconstructions",
+]
+
+Rows = Sequence[Mapping[str, object]]
+Series = NDArray[np.float64]
+
+_STEPS = {"weight_loss": ("weight step", WEIGHT), "arch_loss": ("α step", ARCHITECTURE)}
+_FEW = 15  # so few points are marked
+
+
+def plot_cells(genotype: Genotype, folder: str | Path) -> list[Path]:
+    """Draw both cells in one picture (`cells`) and each alone (`cell_normal`, `cell_reduce`)."""
+    written = draw_cells(genotype, Path(folder) / "cells")
+    for kind in genotype.cells:
+        written += draw_cells(genotype, Path(folder) / f"cell_{kind}", kinds=(kind,))
+    return written
+
+
+@styled()
+def plot_alpha_history(
+    readings: Rows,
+    primitives: Mapping[str, Primitives],
+    folder: str | Path,
+    chance: Mapping[str, tuple[float, float]] | None = None,
+) -> list[Path]:
+    """Draw each operation's mixture weight and the skip counts over the epochs.
+
+    Args:
+        readings: as `genotypes.jsonl` holds them: `epoch`, `scores` and `skips` of each.
+        primitives: the operations on each edge, for each kind of cell.
+        folder: where `alpha_history.png` and `.svg` go.
+        chance: lowest and highest skip count of the middle 95 % of noise, for each kind.
+    """
+    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    grid = figure.subplots(2, len(primitives), squeeze=False, sharex="all", height_ratios=[2, 1])
+    epochs = _numbers(reading["epoch"] for reading in readings)
+    lines: dict[str, Line2D] = {}
+    for column, (kind, names) in enumerate(primitives.items()):
+        upper, lower = grid[:, column]
+        weights = np.stack([np.asarray(_of(reading["scores"], kind)) for reading in readings])
+        lines |= _draw_weights(upper, epochs, weights, names)
+        upper.set_title(TITLES[kind])
+        skips = _numbers(_of(reading["skips"], kind) for reading in readings)
+        _draw_skips(lower, epochs, skips, chance[kind] if chance else None)
+    grid[0, 0].set_xlim(0.0, max(1.0, 1.02 * float(epochs.max())))
+    grid[0, 0].set_ylabel("mixture weight, mean over edges")
+    grid[1, 0].set_ylabel("skips kept")
+    handles = list(lines.values())
+    figure.legend(handles, [human(name) for name in lines], loc="outside right upper")
+    return save(figure, Path(folder) / "alpha_history")
+
+
+@styled()
+def plot_losses(
+    rows: Rows, readings: Rows, yardsticks: Mapping[str, float], folder: str | Path
+) -> list[Path]:
+    """Draw the masked loss of both steps and on the held-out images, beside the yardsticks.
+
+    Args:
+        rows: as `metrics.csv` holds them: `epoch`, `weight_loss`, `arch_loss`; an empty or missing
+            value is passed over.
+        readings: as `genotypes.jsonl` holds them: `epoch` and `held_out_loss` of each.
+        yardsticks: what trivial predictions lose, by name.
+        folder: where `losses.png` and `.svg` go.
+    """
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots()
+    shown = list(yardsticks.values())
+    for key, (label, hue) in _STEPS.items():
+        kept = [row for row in rows if row.get(key) not in ("", None)]
+        epochs = _numbers(row["epoch"] for row in kept)
+        losses = _numbers(row[key] for row in kept)
+        smooth = _running_median(losses)
+        axes.plot(epochs, losses, color=hue, alpha=0.2, lw=0.8)
+        axes.plot(epochs, smooth, color=hue, label=label, marker=_marker(epochs))
+        shown += list(smooth)
+    epochs = _numbers(reading["epoch"] for reading in readings)
+    held_out = _numbers(reading["held_out_loss"] for reading in readings)
+    axes.plot(epochs, held_out, "o", color=INK, ms=4, label="held-out images")
+    shown = [loss for loss in [*shown, *held_out] if np.isfinite(loss)] or [1.0]
+    axes.set_xlim(left=0.0)
+    # A first raw loss may lie far above everything else: the frame fits what is smoothed.
+    axes.set_ylim(0.0, 1.08 * max(shown))
+    _draw_yardsticks(axes, yardsticks)
+    axes.set(xlabel="epoch", ylabel="error on hidden pixels", title="Masked loss")
+    axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.1))
+    return save(figure, Path(folder) / "losses")
+
+
+def _numbers(values: Iterable[object]) -> Series:
+    return np.asarray(list(values)).astype(float)
+
+
+def _of(values: object, kind: str) -> ArrayLike:
+    if not isinstance(values, Mapping) or kind not in values:
+        raise ValueError(f"a reading holds no values for the {kind} cell")
+    return values[kind]
+
+
+def _marker(points: Series) -> str:
+    return "o" if len(points) <= _FEW else ""
+
+
+def _running_median(values: Series) -> Series:
+    """Median over a twentieth of the curve around each point: one wild step does not bend it."""
+    reach = len(values) // 40
+    parts = (values[max(0, at - reach) : at + reach + 1] for at in range(len(values)))
+    return np.asarray([float(np.median(part)) for part in parts])
+
+
+def _draw_weights(
+    axes: Axes, epochs: Series, weights: Series, primitives: Primitives
+) -> dict[str, Line2D]:
+    """Faint: (readings, edges, operations) one by one. Bold: the mean of each operation."""
+    curves: dict[str, list[Series]] = {}
+    for edge, names in enumerate(primitives):
+        for place, name in enumerate(names):
+            curves.setdefault(name, []).append(weights[:, edge, place])
+    lines: dict[str, Line2D] = {}
+    for name, group in curves.items():
+        faint = [np.column_stack((epochs, curve)) for curve in group]
+        axes.add_collection(LineCollection(faint, colors=colour(name), alpha=0.16, lw=0.8))
+        mean = np.mean(group, axis=0)
+        (lines[name],) = axes.plot(epochs, mean, color=colour(name), lw=2, marker=_marker(epochs))
+    axes.set_ylim(0.0, 1.05 * float(weights.max()))
+    return lines
+
+
+def _draw_skips(
+    axes: Axes, epochs: Series, skips: Series, chance: tuple[float, float] | None
+) -> None:
+    if chance:
+        axes.axhspan(*chance, color=FAINT, zorder=0)
+        note = "shaded: 95 % of noise"
+        axes.set_title(note, loc="right", fontsize=9, color=MUTED, weight="normal")
+    axes.plot(epochs, skips, color=colour("skip_connect"), marker=_marker(epochs))
+    axes.set(xlabel="epoch", ylim=(-0.4, max(8.0, float(skips.max())) + 0.6))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _draw_yardsticks(axes: Axes, yardsticks: Mapping[str, float]) -> None:
+    """Lines across, named at their right ends; names keep a distance from each other."""
+    ordered = sorted(yardsticks.items(), key=lambda item: item[1])
+    gap = 0.05 * axes.get_ylim()[1]
+    places = spread([loss for _, loss in ordered], [gap] * (len(ordered) - 1))
+    for (name, loss), place in zip(ordered, places, strict=True):
+        axes.axhline(loss, color=MUTED, lw=1, ls="--")
+        axes.annotate(
+            f"{name} {loss:.3f}",
+            (1.01, place),
+            xycoords=axes.get_yaxis_transform(),
+            va="center",
+            color=MUTED,
+            fontsize=9,
+            annotation_clip=False,
+        )

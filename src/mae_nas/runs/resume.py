@@ -1,0 +1,240 @@
+"""Which run a command line means: a new one, an interrupted one, or one that is done."""
+
+import copy
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from mae_nas.keys import ABSENT, find, is_inside, leaves
+from mae_nas.runs.files import read_json, sweep
+from mae_nas.runs.folder import RunFolder
+
+FREE = (
+    "logger",
+    "efficiency",
+    "hydra",
+    "resume",
+    "trainer.max_steps",
+    "trainer.checkpoint_seconds",
+)
+"""Keys, with all below them, that change no result and so may change when a run continues."""
+
+Config = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, before anything is written.
+
+    Args:
+        config: that the run has: the composed one, or the stored one with what may change.
+        folder: of the run; locked when it is continued, to be made when it is new.
+        exact: whether the user chose a new run's folder.
+        continued: whether `folder` holds the run already.
+        checkpoint: to continue from; None: from the start.
+        message: for the user.
+        finished: nothing is left to do.
+        read_back: whether `config` comes from a file rather than from the user.
+    """
+
+    config: Config
+    folder: RunFolder
+    exact: bool = True
+    continued: bool = False
+    checkpoint: Path | None = None
+    message: str = ""
+    finished: bool = False
+    read_back: bool = False
+
+    def open(self, overrides: Sequence[str]) -> RunFolder:
+        """The folder, made if need be, locked, with the configuration in it."""
+        if self.continued:
+            self.folder.lock()
+            return self.folder
+        folder = RunFolder.new(self.folder.path, self.exact)
+        try:
+            folder.write_config(self.config, overrides)
+        except OSError:
+            folder.discard()
+            raise
+        return folder
+
+
+def decide(
+    config: Config, run_dir: Path, run_dir_given: bool, touched: Sequence[str] = ()
+) -> Decision:
+    """Apply `config["resume"]`: null, auto or PATH.
+
+    Args:
+        config: composed.
+        run_dir: resolved `hydra.run.dir`.
+        run_dir_given: whether the user chose it.
+        touched: keys and sections that the command line sets ("" is everything); with PATH only
+            these are compared, the rest is the stored configuration's.
+
+    Raises:
+        ValueError: the folder or checkpoint cannot be used, or its configuration differs (a line
+            for each key).
+    """
+    resume = config.get("resume")
+    if resume is not None and not isinstance(resume, str):
+        raise ValueError(f"resume: {resume!r} is not null, auto or a path")
+    if resume is None:
+        return _start(config, run_dir, run_dir_given)
+    if resume != "auto":
+        return _continue_path(config, Path(resume), run_dir if run_dir_given else None, touched)
+    if run_dir_given:
+        return _continue_in(config, RunFolder(run_dir))
+    return _continue_newest(config, run_dir)
+
+
+def config_hash(config: Mapping[str, object]) -> str:
+    """BLAKE2b of all keys that may change a result, as canonical JSON: 32 hexadecimal digits."""
+    text = json.dumps(_binding(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def differences(
+    stored: Mapping[str, object],
+    given: Mapping[str, object],
+    touched: Sequence[str] | None = None,
+) -> list[str]:
+    """A line for each key that may change a result and does; `touched` limits it to those keys."""
+    old, new = _binding(stored), _binding(given)
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        compared = touched is None or (key in new and _is_touched(key, touched))
+        if compared and old.get(key, ABSENT) != new.get(key, ABSENT):
+            pair = f"{_say(old, key)}, this command line {_say(new, key)}"
+            lines.append(f"{key}: the run has {pair}")
+    return lines
+
+
+def _start(config: Config, path: Path, exact: bool, message: str = "") -> Decision:
+    folder = RunFolder(path)
+    if exact:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; hydra.run.dir names a folder")
+        folder.refuse_unless_empty()
+    return Decision(config, folder, exact=exact, message=message)
+
+
+def _continue_in(config: Config, folder: RunFolder) -> Decision:
+    if not folder.is_run():
+        return _start(config, folder.path, exact=True)
+    stored = folder.read_config()
+    _refuse_differences(folder, differences(stored, config))
+    return _continue(config, folder, stored)
+
+
+def _continue_newest(config: Config, run_dir: Path) -> Decision:
+    """The newest run beside `run_dir` that is of this configuration, unfinished and not held."""
+    for folder in _newest_first(run_dir.parent):
+        try:
+            stored = folder.read_config()
+            if differences(stored, config) or _is_finished(folder, stored, config):
+                continue
+            if not folder.try_lock():
+                continue
+        except (ValueError, OSError):
+            continue  # damaged, or not ours to read: not the run that is meant
+        return _continue(config, folder, stored)
+    return _start(config, run_dir, exact=False, message="no unfinished run like this: a new one")
+
+
+def _continue_path(
+    config: Config, path: Path, run_dir: Path | None, touched: Sequence[str]
+) -> Decision:
+    if not path.exists():
+        raise ValueError(f"resume: {path} does not exist; name a run folder or a checkpoint")
+    folder = RunFolder(path if path.is_dir() else path.parent.parent)
+    if not path.is_dir() and (path.parent.name != "checkpoints" or not folder.config.exists()):
+        raise ValueError(f"resume: {path} is not a checkpoint in a run folder (RUN/checkpoints/)")
+    if run_dir is not None and run_dir.resolve() != folder.path.resolve():
+        raise ValueError(f"hydra.run.dir: a run continues where it is, {folder.path}; leave it out")
+    stored = folder.read_config()
+    _refuse_differences(folder, differences(stored, config, touched))
+    merged = _merge(stored, config, touched)
+    decision = _continue(merged, folder, stored, None if path.is_dir() else path)
+    return replace(decision, read_back=True)
+
+
+def _continue(
+    config: Config, folder: RunFolder, stored: Config, checkpoint: Path | None = None
+) -> Decision:
+    if _is_finished(folder, stored, config):
+        message = f"{folder.path} is finished: nothing to do"
+        return Decision(config, folder, continued=True, finished=True, message=message)
+    if checkpoint is None and folder.checkpoint.exists():
+        checkpoint = folder.checkpoint
+    if checkpoint is not None and not zipfile.is_zipfile(checkpoint):
+        raise ValueError(f"{checkpoint} is not a checkpoint, or was cut short")
+    folder.lock()
+    sweep(folder.path)
+    where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
+    return Decision(
+        config,
+        folder,
+        continued=True,
+        checkpoint=checkpoint,
+        message=f"continuing {folder.path} {where}",
+    )
+
+
+def _refuse_differences(folder: RunFolder, lines: list[str]) -> None:
+    if lines:
+        head = f"{folder.path} cannot continue with another configuration:"
+        raise ValueError("\n".join([head, *lines]))
+
+
+def _newest_first(parent: Path) -> list[RunFolder]:
+    configs = [(path.stat().st_mtime_ns, path.parent) for path in parent.glob("*/config.json")]
+    return [RunFolder(path) for _, path in sorted(configs, reverse=True)]
+
+
+def _is_finished(folder: RunFolder, stored: Config, config: Config) -> bool:
+    """Finished, and not only because of a `trainer.max_steps` that has been raised since."""
+    if not folder.summary.exists():
+        return False
+    summary = read_json(folder.summary)
+    if not isinstance(summary, dict) or summary.get("state") != "finished":
+        return False
+    limit = find(summary, "config.trainer.max_steps")
+    limit = find(stored, "trainer.max_steps") if limit is ABSENT else limit
+    wanted = find(config, "trainer.max_steps")
+    if not isinstance(limit, int):
+        return True
+    return isinstance(wanted, int) and wanted <= limit
+
+
+def _merge(stored: Config, given: Config, touched: Sequence[str]) -> Config:
+    """The stored configuration, with what may change and was given."""
+    merged = copy.deepcopy(stored)
+    for key in FREE:
+        section, _, name = key.rpartition(".")
+        home, value = find(merged, section), find(given, key)
+        if _is_touched(key, touched) and isinstance(home, dict) and value is not ABSENT:
+            cast("Config", home)[name] = value
+    return merged
+
+
+def _is_touched(key: str, touched: Sequence[str]) -> bool:
+    return any(is_inside(key, one) or is_inside(one, key) for one in touched)
+
+
+def _binding(config: Mapping[str, object]) -> dict[str, object]:
+    """Leaves that may change a result, as JSON gives them back."""
+    plain = cast("Config", json.loads(json.dumps(config)))
+    return {key: value for key, value in leaves(plain) if not _is_free(key)}
+
+
+def _is_free(key: str) -> bool:
+    return any(is_inside(key, free) for free in FREE)
+
+
+def _say(values: Mapping[str, object], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"

@@ -1,0 +1,213 @@
+"""How a run is driven: length, precision, device, and the few settings that may not change a result."""
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from mae_nas.runs.checkpoint import AtomicCheckpointIO
+from mae_nas.supernet import ReferenceCell, SearchCell
+
+log = logging.getLogger("mae_nas")
+
+Precision = Literal["32-true", "64-true", "bf16-mixed"]
+SHORTEST_EPOCHS = 50
+SHORTEST_STEPS = 6_000
+READINGS = 50
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Length and means of a run.
+
+    Args:
+        max_epochs: length of the schedule; `auto` is 50 epochs, or as many more as 6,000 steps take.
+            Not stated in the paper; DARTS takes 50 epochs of CIFAR, 19,500 steps, of which 2,000
+            images would leave 750.
+        max_steps: stop early after this many steps, without changing any schedule.
+        batch_size: images per step, on each side of the bilevel problem.
+        accumulate: micro-batches a step is cut into; divides `batch_size`.
+        precision: `32-true`, `64-true` or `bf16-mixed`; α and the loss stay in float32 or wider.
+        accelerator: `auto`, `cpu`, `cuda`, `mps`: where to run.
+        checkpoint_seconds: seconds between checkpoints: the most that a kill can lose.
+        log_every: steps between rows of metrics.csv.
+    """
+
+    max_epochs: int | Literal["auto"] = "auto"
+    max_steps: int | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    precision: Precision = "32-true"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    checkpoint_seconds: float = 60.0
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        at_least_one = {
+            "max_epochs": 1 if self.max_epochs == "auto" else self.max_epochs,
+            "max_steps": 1 if self.max_steps is None else self.max_steps,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "log_every": self.log_every,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{name} {value}: must be at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate {self.accumulate}: must divide batch_size {self.batch_size}"
+            )
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision {self.precision!r}: must be one of {', '.join(get_args(Precision))}"
+            )
+        if self.checkpoint_seconds <= 0:
+            raise ValueError(f"checkpoint_seconds {self.checkpoint_seconds}: must be positive")
+
+    def epochs(self, steps_per_epoch: int) -> int:
+        """The length of the schedule in epochs."""
+        if self.max_epochs != "auto":
+            return self.max_epochs
+        return max(SHORTEST_EPOCHS, math.ceil(SHORTEST_STEPS / steps_per_epoch))
+
+    def make(
+        self,
+        last_step: int,
+        callbacks: Sequence[pl.Callback],
+        loggers: Sequence[Logger],
+        root: Path,
+    ) -> pl.Trainer:
+        """Lightning's trainer with our callbacks and no others, up to `last_step`.
+
+        Only steps end it: how Lightning counts epochs across a resume is then of no consequence.
+        """
+        _quieten()
+        trainer = pl.Trainer(
+            max_epochs=-1,
+            max_steps=last_step,
+            precision=self.precision,
+            accelerator=self.accelerator,
+            devices=1,
+            callbacks=list(callbacks),
+            logger=list(loggers),
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=root,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+        )
+        _drop_foreign_callbacks(trainer, callbacks)
+        return trainer
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What may change the speed of a run and never its result.
+
+    Args:
+        backend: implementation of the supernet's cells.
+        workers: loader processes for data that does not fit on the device; `auto` is the number of
+            cores, at most 8.
+        resident: keep the images on the device; `auto` if they take at most a quarter of its memory.
+    """
+
+    backend: Literal["reference"] = "reference"
+    workers: int | Literal["auto"] = "auto"
+    resident: bool | Literal["auto"] = "auto"
+
+    @property
+    def cell(self) -> type[SearchCell]:
+        """The class of the supernet's cells."""
+        return ReferenceCell
+
+
+class LoggerSettings(Protocol):
+    """What a `logger` node builds."""
+
+    def loggers(self, folder: Path, name: str) -> list[Logger]:
+        """Lightning's loggers for the run `name` in `folder`."""
+        ...
+
+    def close(self, code: int) -> None:
+        """The run has ended with this exit code."""
+        ...
+
+
+@dataclass(frozen=True)
+class CsvOnly:
+    """No logger but the run folder's own metrics.csv."""
+
+    def loggers(self, folder: Path, name: str) -> list[Logger]:  # noqa: ARG002
+        """Lightning's loggers."""
+        return []
+
+    def close(self, code: int) -> None:
+        """Nothing is open."""
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Rows of metrics.csv also go to Weights & Biases.
+
+    Args:
+        project: its name there.
+        mode: `offline` writes to the run folder and sends nothing; `online` needs `wandb login`.
+    """
+
+    project: str = "mae-nas"
+    mode: Literal["offline", "online"] = "offline"
+
+    def loggers(self, folder: Path, name: str) -> list[Logger]:
+        """Lightning's loggers; the run's id is its folder's name, so that a resumed run goes on."""
+        return [
+            WandbLogger(
+                project=self.project,
+                name=name,
+                id=f"{name}-{folder.name}".replace("/", "-"),
+                save_dir=folder,
+                offline=self.mode == "offline",
+            )
+        ]
+
+    def close(self, code: int) -> None:
+        """End the run there too, or the next one in this process would go on in it."""
+        import wandb  # a second, which the other loggers need not pay
+
+        wandb.finish(exit_code=code)
+
+
+def reading_interval(total_steps: int) -> int:
+    """Steps between readings: fifty in a run, an epoch each by default."""
+    return math.ceil(total_steps / READINGS)
+
+
+def _drop_foreign_callbacks(trainer: pl.Trainer, ours: Sequence[pl.Callback]) -> None:
+    # Any installed package may push callbacks into every Trainer through an entry point.
+    foreign = [c for c in trainer.callbacks if c not in ours]  # type: ignore[attr-defined]
+    if foreign:
+        names = ", ".join(sorted({type(c).__name__ for c in foreign}))
+        log.info("Not running callbacks that other installed packages add: %s", names)
+        trainer.callbacks = list(ours)  # type: ignore[attr-defined]
+
+
+def _quieten() -> None:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*dataloader that is not resumable.*",
+        ".*number of training batches.*smaller than the logging interval.*",
+        ".*GPU available but not used.*",
+        ".*no pre-optimization state was saved.*",
+        ".*Precision bf16-mixed is not supported.*",
+    ):
+        warnings.filterwarnings("ignore", message)
