@@ -27,12 +27,12 @@ COMMON = [
 ]
 CASES = {
     "hierarchical dense": ["space=s0"],
-    "hierarchical sparse": ["space=s3", "mask.mode=sparse"],
-    "hierarchical dense second order": ["space=s3", "search.second_order=true"],
+    "hierarchical sparse": ["space=s1", "mask.mode=sparse"],
+    "hierarchical dense second order": ["space=s1", "search.second_order=true"],
     "simmim dense": ["space=s1", "decoder=simmim"],
-    "simmim sparse": ["space=s2", "decoder=simmim", "mask.mode=sparse"],
-    "unet dense": ["space=s4", "decoder=unet", "decoder.width=8"],
-    "unet sparse": ["space=s3", "decoder=unet", "decoder.width=8", "mask.mode=sparse"],
+    "simmim sparse": ["space=s1", "decoder=simmim", "mask.mode=sparse"],
+    "unet dense": ["space=s1", "decoder=unet", "decoder.width=8"],
+    "unet sparse": ["space=s1", "decoder=unet", "decoder.width=8", "mask.mode=sparse"],
 }
 Curves = dict[str, list[str]]
 

@@ -115,7 +115,7 @@ def test_a_run_ended_by_max_steps_goes_on_at_a_higher_limit(tmp_path: Path) -> N
         longer = given(path, "auto", trainer__max_steps=limit)
         assert not longer.finished
         longer.folder.release()
-    # Continued to 9 steps since: the summary knows, and the stored limit of 5 is no reason to go on.
+    # Continued to 9 steps since: the summary knows, so the stored limit of 5 means nothing more.
     summary = {"state": "finished", "config": {"trainer": {"max_steps": 9}}}
     (path / "summary.json").write_text(json.dumps(summary))
     assert decide(config(str(path)), path, True, ["resume"]).finished

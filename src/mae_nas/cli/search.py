@@ -1,28 +1,18 @@
-"""The composition root of `mae-nas search`: configuration in, run folder and exit code out."""
+"""`mae-nas search`: what happens from a checked configuration to the exit code."""
 
-import hashlib
-import json
 import logging
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
-from mae_nas.backbone import BackbonePlan
-from mae_nas.cli.build import build, import_target
+from mae_nas.cli.assemble import Config, Run, data_hash, prepare
+from mae_nas.cli.build import build
 from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, INTERRUPTED, REQUEUE
-from mae_nas.data import ImageSource, SearchData
-from mae_nas.masking import Masking
-from mae_nas.objectives import Objective, Reconstruction
-from mae_nas.relaxations import Relaxation
+from mae_nas.cli.logs import logging_to
 from mae_nas.runs.callbacks import (
     Checkpoints,
     Clock,
@@ -45,39 +35,10 @@ from mae_nas.runs.records import (
     versions,
 )
 from mae_nas.runs.resume import config_hash
-from mae_nas.runs.trainer import Efficiency, LoggerSettings, TrainerSettings, reading_interval
-from mae_nas.search import BilevelSettings, NonFiniteLossError, SearchModule, take_reading
-from mae_nas.spaces import SearchSpace
-from mae_nas.supernet import Supernet, SupernetSize
+from mae_nas.runs.trainer import LoggerSettings, reading_interval
+from mae_nas.search import NonFiniteLossError, take_reading
 
 log = logging.getLogger("mae_nas")
-
-Config = Mapping[str, Any]
-MOST_YARDSTICK_VALUES = 2**26
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What is built from the configuration and two facts of the data, side and channels."""
-
-    space: SearchSpace
-    plan: BackbonePlan
-    masking: Masking
-    objective: Objective
-
-
-@dataclass(frozen=True)
-class Run:
-    """A search about to start or to go on."""
-
-    config: Config
-    folder: RunFolder
-    settings: TrainerSettings
-    efficiency: Efficiency
-    data: SearchData
-    parts: Parts
-    module: SearchModule
-    yardsticks: dict[str, float]
 
 
 def run_search(
@@ -131,97 +92,6 @@ def run_search(
             finish(run, overrides, readings, clock, device)
         loggers.close(code)
         return code
-
-
-def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
-    """Build everything, the cheap parts first: what cannot fit is said before any data is read."""
-    settings = cast("TrainerSettings", build(config["trainer"], {}, "trainer"))
-    efficiency = cast("Efficiency", build(config["efficiency"], {}, "efficiency"))
-    source = cast("ImageSource", build(config["data"], {}, "data"))
-    side, channels = source.known_side(), source.known_channels()
-    if side is not None:
-        assemble(config, side, channels or 1)
-    data = SearchData(
-        source,
-        config["seed"],
-        settings.batch_size,
-        settings.accumulate,
-        efficiency.workers,
-        efficiency.resident,
-    )
-    load(data, console)
-    pl.seed_everything(config["seed"], workers=False, verbose=False)
-    parts = assemble(config, data.side, data.channels)
-    relaxation = build(config["relaxation"], {"space": parts.space}, "relaxation")
-    module = SearchModule(
-        cast("Relaxation", relaxation),
-        Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, efficiency.cell),
-        parts.objective,
-        bilevel_settings(config["search"]),
-        settings.epochs(data.steps_per_epoch),
-        data.steps_per_epoch,
-    )
-    return Run(config, folder, settings, efficiency, data, parts, module, yardsticks(parts, data))
-
-
-def assemble(config: Config, side: int, channels: int) -> Parts:
-    """Space, plan, masking, decoder and objective; one ValueError with a line per misfit."""
-    problems: list[str] = []
-
-    @contextmanager
-    def collecting(node: str = "") -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            problems.append(f"{node}: {error}" if node else str(error))
-
-    space = cast("SearchSpace", build(config["space"], {}, "space"))
-    masking = cast("Masking", build(config["mask"], {}, "mask"))
-    with collecting("mask"):
-        masking.patches(side)
-    with collecting("supernet"):
-        size = cast("SupernetSize", build(config["supernet"], {}))
-        plan = size.plan(space, side)
-        facts = {"features": plan.features, "channels": channels, "side": side}
-        facts |= {"masking": masking, "space": space}
-    if problems:
-        raise ValueError("\n".join(problems))
-    decoder = build(config["decoder"], facts, "decoder")
-    objective = build(config["objective"], {**facts, "decoder": decoder}, "objective")
-    is_null_arm = isinstance(objective, Reconstruction) and objective.target == "permuted"
-    if is_null_arm and config["trainer"]["accumulate"] > 1:
-        raise ValueError(
-            "objective.target=permuted takes the target from the same micro-batch, so it needs "
-            "trainer.accumulate=1"
-        )
-    return Parts(space, plan, masking, cast("Objective", objective))
-
-
-def bilevel_settings(node: Mapping[str, Any]) -> BilevelSettings:
-    """The two optimizers as makers, and the rest as it stands."""
-    makers = {
-        name: partial(import_target(node[name]["_target_"]), **_arguments(node[name]))
-        for name in ("weight_optimizer", "arch_optimizer")
-    }
-    return cast("BilevelSettings", build({**node, **makers}, {}, "search"))
-
-
-def load(data: SearchData, console: Console) -> None:
-    """Decode or read the images, with a bar where a person watches."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading images", total=None)
-        data.load(lambda done, total: bar.update(task, completed=done, total=total))
-
-
-def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:
-    """Of the objective, on as many held-out images as fit in memory beside the search."""
-    batches, values = [], 0
-    for batch in data.held_out_batches():
-        batches.append(batch)
-        values += batch.image.numel()
-        if values > MOST_YARDSTICK_VALUES:
-            break
-    return parts.objective.yardsticks(batches)
 
 
 def announce(run: Run) -> None:
@@ -333,48 +203,3 @@ def finish(
     log.info("summary    %s", run.folder.summary)
     if not readings.is_complete:
         log.info("to go on   the same command with resume=auto hydra.run.dir=%s", run.folder.path)
-
-
-def data_hash(data: SearchData) -> str:
-    """Tells whether a run continues on the images it began with."""
-    facts = {k: v for k, v in data.describe().items() if k not in ("cache", "resident")}
-    text = json.dumps([facts, data.store.files], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-@contextmanager
-def logging_to(path: Path, console: Console) -> Iterator[None]:
-    """Messages go plain to the terminal and with timestamps to `path`."""
-    to_file = logging.FileHandler(path)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_console = ConsoleHandler(console)
-    captured = logging.getLogger("py.warnings")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    logging.captureWarnings(True)
-    for logger in (log, captured):
-        logger.addHandler(to_file)
-    log.addHandler(to_console)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        for logger in (log, captured):
-            logger.removeHandler(to_file)
-        log.removeHandler(to_console)
-        to_file.close()
-
-
-class ConsoleHandler(logging.Handler):
-    """Prints through rich, so that lines and the progress bar do not disturb each other."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:  # noqa: D102
-        self.console.print(record.getMessage(), markup=False, highlight=False)
-
-
-def _arguments(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}

@@ -215,7 +215,8 @@ def verdict_line(reading: Reading) -> str:
     skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
     return (
         f"verdict {reading.verdict} at step {reading.step}: {skips} of {edges} edges of the normal "
-        f"cell are skips; noise gives as many or more in {100 * reading.chance['normal']:.1f} % of cells"
+        f"cell are skips, as many as {100 * reading.chance['normal']:.1f} % of noise cells have or "
+        "exceed"
     )
 
 

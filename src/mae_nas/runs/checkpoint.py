@@ -17,8 +17,8 @@ FORMAT = "mae_nas.search/1"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, syncs, then renames: the file is the old one or the new one.
 
-    Lightning's own goes through a temporary file that may lie on another file system, where the last
-    move is a copy that a kill can cut short.
+    Lightning's own goes through a temporary file that may lie on another file system, where the
+    last move is a copy that a kill can cut short.
     """
 
     def save_checkpoint(  # noqa: D102
@@ -59,8 +59,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise ValueError(
-                f"{path}: holds objects other than tensors and numbers; it was not written by mae-nas "
-                "and was not opened"
+                f"{path}: holds objects other than tensors and numbers; it was not written by "
+                "mae-nas and was not opened"
             ) from None
         raise ValueError(f"{path}: truncated or not a checkpoint") from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError):

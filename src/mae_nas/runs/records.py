@@ -29,7 +29,7 @@ def git_state() -> dict[str, object]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(here), *arguments],  # noqa: S607
+                ["git", "-C", str(here), *arguments],
                 capture_output=True,
                 text=True,
                 timeout=10,
@@ -66,7 +66,7 @@ def processor_name() -> str:
 
 @torch.no_grad()
 def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str, int]]:
-    """Parameters and multiply-adds (forward, one image) of the supernet and of the objective's head."""
+    """Parameters and multiply-adds (forward, one image) of the supernet and of the decoder."""
     batch = data.preview(1)
     with evaluating(module):
         whole = count_multiply_adds(lambda: module.loss(batch))

@@ -29,7 +29,7 @@ class JsonLines:
         append_line(self.path, json.dumps(row))
 
     def cut(self, last_step: int, interval: int) -> None:
-        """Keep the rows up to `last_step`, from which a run continues, at multiples of `interval`."""
+        """Keep the rows up to `last_step`, where a run goes on, at multiples of `interval`."""
         if self.path.exists():
             steps = range(0, last_step + 1, interval)
             kept = [row for row in self.rows() if row["step"] in steps]

@@ -1,4 +1,4 @@
-"""How a run is driven: length, precision, device, and the few settings that may not change a result."""
+"""How a run is driven: length, precision, device, and what may not change a result."""
 
 import logging
 import math
@@ -27,9 +27,9 @@ class TrainerSettings:
     """Length and means of a run.
 
     Args:
-        max_epochs: length of the schedule; `auto` is 50 epochs, or as many more as 6,000 steps take.
-            Not stated in the paper; DARTS takes 50 epochs of CIFAR, 19,500 steps, of which 2,000
-            images would leave 750.
+        max_epochs: length of the schedule; `auto` is 50 epochs, or as many more as 6,000 steps
+            take. Not stated in the paper; we use 50 because DARTS does, and 6,000 because 2,000
+            images would get 750 steps where DARTS gives CIFAR 19,500.
         max_steps: stop early after this many steps, without changing any schedule.
         batch_size: images per step, on each side of the bilevel problem.
         accumulate: micro-batches a step is cut into; divides `batch_size`.
@@ -115,9 +115,9 @@ class Efficiency:
 
     Args:
         backend: implementation of the supernet's cells.
-        workers: loader processes for data that does not fit on the device; `auto` is the number of
-            cores, at most 8.
-        resident: keep the images on the device; `auto` if they take at most a quarter of its memory.
+        workers: loader processes for data that does not fit on the device; `auto` is one per core,
+            at most 4.
+        resident: keep the images on the device; `auto` if they take up to a quarter of its memory.
     """
 
     backend: Literal["reference"] = "reference"

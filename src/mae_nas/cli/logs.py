@@ -1,0 +1,44 @@
+"""Where messages go: plain to the terminal, with timestamps to the run's log."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+log = logging.getLogger("mae_nas")
+
+
+@contextmanager
+def logging_to(path: Path, console: Console) -> Iterator[None]:
+    """Messages go plain to the terminal and with timestamps to `path`."""
+    to_file = logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_console = ConsoleHandler(console)
+    captured = logging.getLogger("py.warnings")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    logging.captureWarnings(True)
+    for logger in (log, captured):
+        logger.addHandler(to_file)
+    log.addHandler(to_console)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger in (log, captured):
+            logger.removeHandler(to_file)
+        log.removeHandler(to_console)
+        to_file.close()
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints through rich, so that lines and the progress bar do not disturb each other."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: D102
+        self.console.print(record.getMessage(), markup=False, highlight=False)
