@@ -88,12 +88,13 @@ def test_branches_sum_to_the_prediction(decoder: type[Decoder]) -> None:
 
 
 @every_decoder
+@pytest.mark.parametrize(("strides", "side"), [((1, 2, 4), 16), ((8, 16, 32), 96)])
 def test_pointwise_says_whether_a_pixel_sees_only_the_cells_above_it(
-    decoder: type[Decoder],
+    decoder: type[Decoder], strides: tuple[int, ...], side: int
 ) -> None:
-    infos = features((1, 2, 4))
+    infos = features(strides)
     made = decoder(features=infos, channels=1).eval()  # type: ignore[call-arg]
-    inputs = maps(infos, 16)
+    inputs = maps(infos, side)
     made(inputs)[0, 0, 5, 6].backward()
     is_local = True
     for feature, info in zip(inputs, infos, strict=True):

@@ -1,15 +1,18 @@
 import os
 import pickle
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from mae_nas.data import Folder, ImageStore
+from mae_nas.data.cache import Cache, Manifest
 
 
 def same(one: ImageStore, other: ImageStore) -> bool:
@@ -73,6 +76,7 @@ def test_cache_depends_on_names_sizes_times_and_options(
     ("file", "content"),
     [
         ("pixels.bin", b"short"),
+        ("pixels.bin", b"long" * 10000),
         ("meta.json", b"{}"),
         ("meta.json", b"\x80garbage"),
         ("sizes.npy", b""),
@@ -89,6 +93,45 @@ def test_damaged_entry_is_rebuilt(
     after = Folder(root=str(root)).load()
     assert same(after, in_memory)
     assert after.cache == before.cache == only_entry(cache_home)
+
+
+def test_entry_of_other_images_is_not_trusted(
+    numbered: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, cache = numbered(4), tmp_path / "cache"
+    mine = Folder(root=str(root), cache=str(cache), side=5).load()
+    other = Folder(root=str(root), cache=str(cache), side=6).load()
+    assert mine.cache is not None
+    assert other.cache is not None
+    shutil.rmtree(mine.cache)
+    shutil.copytree(other.cache, mine.cache)
+    assert same(Folder(root=str(root), cache=str(cache), side=5).load(), mine)
+
+
+def test_a_slower_writer_leaves_the_entry_of_the_faster_one(
+    numbered: Callable[..., Path], cache_home: Path
+) -> None:
+    root = numbered(3)
+    Folder(root=str(root)).load()
+    before = only_entry(cache_home).stat()
+    entry = Cache(only_entry(cache_home))
+    content = (entry.folder / "pixels.bin").read_bytes()
+    manifest = Manifest(
+        files=["0.png"],
+        sizes=np.array([[32, len(content) // 96]]),
+        digests=np.zeros((1, 16), np.uint8),
+        skipped=[],
+        side=32,
+        channels=3,
+        dtype="uint8",
+    )
+
+    def produce(file: BinaryIO) -> Manifest:
+        file.write(content)
+        return manifest
+
+    assert len(entry.write(0, produce)) == 3
+    assert only_entry(cache_home).stat().st_ino == before.st_ino
 
 
 def test_concurrent_writers_agree(numbered: Callable[..., Path], cache_home: Path) -> None:

@@ -167,6 +167,7 @@ def test_imagenet_fraction_is_per_class_nested_and_deterministic(
     assert len(quarter) == 4
     assert set(quarter) < set(half)
     assert files(0.5) == half
+    assert half[:4] != [f"class00/{i}.png" for i in range(4)]  # not the first ones
     assert len(files(0.001)) == 2  # never an empty class
     with pytest.raises(ValueError, match=r"data\.fraction: 0 is not in"):
         ImageNet(root="x", fraction=0)

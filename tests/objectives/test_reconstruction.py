@@ -117,7 +117,7 @@ def test_loss_ignores_what_is_visible(
     (gradient,) = torch.autograd.grad(value, prediction)
     assert not gradient.masked_fill(hidden, 0.0).any()
     assert (gradient != 0).sum() == 3 * hidden.sum()
-    for junk in (1e30, -1e30, *([torch.nan] if loss == "l1" else [])):
+    for junk in (torch.nan, 1e30):
         other = batch._replace(image=batch.image.where(hidden, junk))
         told = prediction.detach().where(hidden, junk).requires_grad_()
         again = loss_of(objective, other, told)

@@ -10,7 +10,7 @@ from mae_nas.data.labels import class_labels, take_fraction
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.store import ImageStore
 
-_PLACES = ("train", "imagenet/train", "imagenet-sample/train", ".")
+_PLACES = ("imagenet/train", "imagenet-sample/train", "train", ".")
 
 
 @dataclass(kw_only=True)
@@ -18,7 +18,7 @@ class ImageNet(ImageSource):
     """Training images in class folders; RGB.
 
     Args:
-        root: holds `train/CLASS/FILE`, `imagenet/train/…`, `imagenet-sample/train/…` or the class
+        root: holds `imagenet/train/CLASS/FILE`, `imagenet-sample/train/…`, `train/…` or the class
             folders themselves; the first that exists is used.
         fraction: of each class, in (0, 1].
         cache: folder for decoded image files; `auto` is the user's cache folder, None is memory.

@@ -1,0 +1,124 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_nas.cli.main import main
+from mae_nas.runs.pictures import Pictures
+
+TINY = [
+    *("data=synthetic", "data.images=48", "data.side=8", "mask.patch_size=2", "space=s1"),
+    *("supernet.width=4", "supernet.depth=3", "trainer.batch_size=4", "trainer.max_epochs=2"),
+    *("trainer.log_every=1", "trainer.accelerator=cpu", "seed=3"),
+]
+"""Twelve steps in two epochs."""
+
+PROGRAM = """
+import sys
+from mae_nas.runs.pictures import Pictures
+Pictures.draw = lambda *_: None  # seconds that no test here is about
+from mae_nas.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+Search = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides of a search of twelve small steps, six an epoch."""
+    return TINY
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Search:
+    """`mae-nas search` in an empty folder, in this process, without drawing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # `main` adds the current folder
+    monkeypatch.setattr(Pictures, "draw", lambda *_: None)
+    return lambda *overrides: main(["search", *TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of searches that nothing interrupted, each made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*overrides: str) -> Path:
+        if overrides not in made:
+            folder = tmp_path_factory.mktemp("finished") / "run"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Pictures, "draw", lambda *_: None)
+                patch.setattr(sys, "path", list(sys.path))
+                assert main(["search", *TINY, *overrides, f"hydra.run.dir={folder}"]) == 0
+            made[overrides] = folder
+        return made[overrides]
+
+    return make
+
+
+@pytest.fixture
+def assert_same() -> Callable[[Path, Path], None]:
+    """Two runs ended bit for bit alike, timing columns apart."""
+
+    def compare(one: Path, other: Path) -> None:
+        saved = [
+            torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)
+        ]
+        for key in ("global_step", "state_dict", "optimizer_states"):
+            assert_identical(saved[0][key], saved[1][key], key)
+        assert metrics(one) == metrics(other)
+        for name in ("genotypes.jsonl", "genotype.json"):
+            assert (one / name).read_text() == (other / name).read_text(), name
+        finals = [json.loads((run / "summary.json").read_text())["final"] for run in (one, other)]
+        assert finals[0] == finals[1]
+
+    return compare
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["seconds"], row["waiting_share"]
+    return rows
+
+
+def assert_identical(one: object, other: object, where: str) -> None:
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_identical(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list) and isinstance(other, list):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_identical(a, b, f"{where}.{i}")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """`mae-nas search` in a process of its own, to be stopped or killed."""
+
+    def run(*overrides: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, "search", *TINY, *overrides],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return run

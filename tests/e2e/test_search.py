@@ -1,0 +1,325 @@
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_nas.cli.main import main
+from mae_nas.genotype import Genotype, read_genotype
+from mae_nas.spaces import S1
+
+Search = Callable[..., int]
+Captured = pytest.CaptureFixture[str]
+LONG = "trainer.max_epochs=9"  # 54 steps: a reading at every second one
+
+
+def summary_of(run: Path) -> dict[str, object]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+# From images to a drawing -------------------------------------------------------------------------
+
+
+def test_search_ends_with_a_drawn_genotype_and_a_record(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", *tiny, "trainer.max_steps=2", "name=my_name"]) == 0
+    (run,) = (tmp_path / "runs" / "my_name").iterdir()
+    genotype = read_genotype(str(run))
+    S1().check(genotype)
+    assert len(genotype.normal.edges) == len(genotype.reduce.edges) == 8
+    rows = [json.loads(line) for line in (run / "genotypes.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert Genotype.from_dict(rows[-1]) == genotype
+    assert main(["draw", f"genotype={run}", "output=mine.svg"]) == 0
+    assert (tmp_path / "mine.svg").read_text().lstrip().startswith("<?xml")
+    for name in ("cells", "alpha", "alpha_history", "losses", "reconstructions"):
+        for suffix in ("png", "svg"):
+            assert (run / "plots" / f"{name}.{suffix}").stat().st_size > 1000
+    stored = json.loads((run / "config.json").read_text())
+    summary = summary_of(run)
+    assert summary["config"] == stored["config"]
+    assert summary["overrides"] == [*tiny, "trainer.max_steps=2", "name=my_name"]
+    assert summary["final"]["step"] == 2
+    assert summary["verdict"] == "ok"
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("verdict ok at step 2: ") for line in lines)
+    assert any(line.endswith("genotype.json") for line in lines)
+    log = (run / "train.log").read_text()
+    assert "verdict ok at step 2" in log
+    assert log[:2] == "20"  # a timestamp
+
+
+def test_debug_and_demo_presets_run(search: Search, tmp_path: Path) -> None:
+    """`search` stands for a folder of the test's own and for no drawing."""
+    few = ["trainer.max_steps=1", "trainer.max_epochs=1", "trainer.batch_size=8", "space=s1"]
+    assert main(["search", "experiment=demo", *few, "hydra.run.dir=a"]) == 0
+    assert main(["search", "debug=fast", "trainer.max_steps=1", "hydra.run.dir=b"]) == 0
+    assert search("experiment=null_arm", *few, "hydra.run.dir=c") == 0
+    assert summary_of(tmp_path / "c")["config"]["objective"]["target"] == "permuted"
+
+
+# Going on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 7, 11])
+def test_a_run_goes_on_from_any_kind_of_step(
+    search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path, stop: int
+) -> None:
+    """In mid-epoch, at an epoch's last batch (6) and at its first (7); by `trainer.max_steps`."""
+    here = "hydra.run.dir=run"
+    assert search(here, f"trainer.max_steps={stop}") == 0
+    assert summary_of(tmp_path / "run")["final"]["step"] == stop
+    assert search(here, "resume=auto") == 0
+    assert_same(tmp_path / "run", finished())
+
+
+def test_a_stop_between_readings_leaves_no_trace(
+    search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
+) -> None:
+    here = [LONG, "hydra.run.dir=run"]
+    assert search(*here, "trainer.max_steps=5") == 0
+    rows = (tmp_path / "run" / "genotypes.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [2, 4, 5]
+    assert search(*here, "trainer.max_steps=13", "resume=auto") == 0
+    assert search(*here, "resume=auto") == 0
+    assert_same(tmp_path / "run", finished(LONG))
+
+
+def test_a_run_goes_on_by_path_from_an_older_checkpoint(
+    search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert search("hydra.run.dir=run", "trainer.max_steps=5") == 0
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "five.ckpt")
+    assert search("hydra.run.dir=run", "trainer.max_steps=9", "resume=auto") == 0
+    capped = ["resume=run/checkpoints/five.ckpt", "trainer.max_steps=null"]
+    assert main(["search", *capped]) == 0
+    assert_same(run, finished())
+
+
+def test_a_finished_run_is_not_run_twice(
+    search: Search, finished: Callable[..., Path], capsys: Captured
+) -> None:
+    run = finished()
+    before = snapshot(run)
+    assert search(f"hydra.run.dir={run}", "resume=auto") == 0
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    assert main(["search", f"resume={run}"]) == 0
+    assert {name for name in snapshot(run) if snapshot(run)[name] != before.get(name)} <= {
+        "run.lock"
+    }
+
+
+def test_a_second_run_never_enters_the_folder_of_a_first(
+    search: Search, finished: Callable[..., Path], capsys: Captured
+) -> None:
+    run = finished()
+    before = snapshot(run)
+    assert search(f"hydra.run.dir={run}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "already holds a run; continue it with resume=auto" in line
+    assert snapshot(run) == before
+
+
+def test_a_changed_configuration_is_refused_naming_the_keys(
+    search: Search, finished: Callable[..., Path], capsys: Captured
+) -> None:
+    run = finished()
+    before = snapshot(run)
+    changed = ["mask.ratio=0.6", "seed=4", "trainer.batch_size=2"]
+    assert search(f"hydra.run.dir={run}", "resume=auto", *changed) == 2
+    said = capsys.readouterr().err
+    for key in ("mask.ratio", "seed", "trainer.batch_size"):
+        assert key in said
+    assert "Traceback" not in said
+    assert snapshot(run) == before
+
+
+def test_resume_auto_finds_the_newest_unfinished_run(
+    search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
+) -> None:
+    assert search("trainer.max_steps=3", "name=mine") == 0
+    (run,) = (tmp_path / "runs" / "mine").iterdir()
+    assert search("name=mine", "resume=auto") == 0
+    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == [run.name]
+    assert_same(run, finished())
+
+
+# Stopping ---------------------------------------------------------------------------------------
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        metrics = run / "metrics.csv"
+        if metrics.exists() and len(metrics.read_text().splitlines()) > step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step} within two minutes")
+
+
+def test_signals_end_a_run_cleanly_and_it_goes_on_bit_identically(
+    search: Search,
+    start: Callable[..., subprocess.Popen[str]],
+    finished: Callable[..., Path],
+    assert_same: Search,
+    tmp_path: Path,
+) -> None:
+    run, here = tmp_path / "run", [LONG, "hydra.run.dir=run", "resume=auto"]
+    steps = [0]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
+        process = start(*here)
+        wait_for_step(process, run, steps[-1] + 3)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == code, said
+        assert "Traceback" not in said
+        assert f"resume=auto hydra.run.dir={Path('run')}" in said
+        S1().check(read_genotype(str(run)))
+        summary = summary_of(run)
+        assert summary["state"] == "stopped"
+        steps.append(summary["final"]["step"])
+        assert steps[-2] + 3 <= steps[-1] < 54
+    assert search(*here) == 0
+    assert summary_of(run)["state"] == "finished"
+    assert_same(run, finished(LONG))
+
+
+SKIPPING = """
+from mae_nas.relaxations import DARTS
+
+class Skipping(DARTS):
+    def __init__(self, space, push: float) -> None:
+        super().__init__(space)
+        for alpha in self.alphas.values():
+            alpha.data[:, 0] += push
+"""
+
+
+def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "skipping.py").write_text(SKIPPING)
+    pushed = ["space=s2", "relaxation=custom", "relaxation._target_=skipping.Skipping"]
+    pushed += ["relaxation.push=5.0", "trainer.max_steps=5"]
+    assert search(*pushed, "on_collapse=stop", "hydra.run.dir=a") == 3
+    summary = summary_of(tmp_path / "a")
+    assert (summary["verdict"], summary["state"]) == ("collapsed", "stopped")
+    assert summary["final"]["step"] == 3  # three readings in a row
+    assert summary["skip_counts"]["normal"] == 8
+    assert summary["skip_chance"]["normal"]["mean"] == pytest.approx(4, abs=0.1)
+    capsys.readouterr()
+    assert search(*pushed, "hydra.run.dir=b") == 0
+    assert summary_of(tmp_path / "b")["verdict"] == "collapsed"
+    assert summary_of(tmp_path / "b")["final"]["step"] == 5
+    assert "verdict collapsed at step 3: 8 of 8 edges" in capsys.readouterr().out
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["mask.ratio=1.5"], "mask.*ratio 1.5"),
+        (["mask.patch_size=3"], "patch_size 3 does not divide the image side 8"),
+        (["mask.patch_size=8"], "at least one must be hidden and one visible"),
+        (["data.side=10"], "side 10 is not a multiple of 4"),
+        (["mask.mode=sparse", "decoder=simmim", "mask.patch_size=4"], "decoder.kernel=3"),
+        (["supernet.width=3"], "width 3: must be even"),
+        (["supernet.depth=2"], "depth 2: at least 3"),
+        (["decoder.taps=[1,4]"], "taps"),
+        (["decoder.kernel=2"], "kernel 2: must be odd"),
+        (["data=folder", "data.root=missing"], "missing"),
+        (["data=folder", "data.root=empty"], "empty"),
+        (["data=folder", "data.root=texts"], "texts"),
+        (["data=cifar10", "data.root=missing"], "missing"),
+        (["trainer.batch_size=200"], "batch"),
+        (["trainer.accumulate=3"], "accumulate 3: must divide batch_size 4"),
+        (["trainer.precision=16-mixed"], "precision"),
+        (["objective.target=permuted", "trainer.accumulate=2"], "accumulate=1"),
+        (["search.warmup_epochs=-1"], "warmup_epochs -1"),
+        (["search.weight_optimizer.lr=-1.0"], "learning rate"),
+        (["resume=missing"], "resume: missing does not exist"),
+        (["seed=-1"], "seed: -1"),
+        (["relaxation=custom", "relaxation._target_=missing_module.Mine"], "no module missing"),
+        (
+            ["search.second_order=true", "search.weight_optimizer._target_=torch.optim.RMSprop"],
+            "unrolls a step of SGD, got RMSprop",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny: list[str],
+    capsys: Captured,
+    overrides: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.png").write_text("not a picture")
+    before = snapshot(tmp_path)
+    assert main(["search", *tiny[:1], *tiny[2:], *overrides]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mae-nas: ")
+    assert re.search(said, line), line
+    assert snapshot(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_in_one_line(
+    search: Search, finished: Callable[..., Path], tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    assert search("hydra.run.dir=run", "trainer.max_steps=2") == 0
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    alien = torch.load(finished() / "checkpoints" / "last.ckpt", weights_only=True)
+    alien["config_hash"] = "0" * 32
+    damages = {
+        "truncated": lambda: checkpoint.write_bytes(whole[: len(whole) // 2]),
+        "empty": lambda: checkpoint.write_bytes(b""),
+        "text": lambda: checkpoint.write_text("hello"),
+        "another search": lambda: torch.save(alien, checkpoint),
+        "other tensors": lambda: torch.save({"a": torch.zeros(2)}, checkpoint),
+    }
+    for name, damage in damages.items():
+        damage()
+        before = snapshot(run)
+        capsys.readouterr()
+        assert search("hydra.run.dir=run", "resume=auto") == 2, name
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "last.ckpt" in line, name
+        after = snapshot(run)
+        changed = {key for key in after if after[key] != before.get(key)}
+        assert changed <= {"run.lock", "train.log"}, name
+
+
+def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_good_checkpoint(
+    search: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    assert search("hydra.run.dir=run", "search.weight_optimizer.lr=1e30") == 1
+    out = capsys.readouterr()
+    (line,) = [text for text in out.out.splitlines() if "NaN or infinite" in text]
+    assert "(seed 3)" in line
+    assert "Traceback" not in out.out + out.err
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(v.isfinite().all() for v in saved["state_dict"].values())
+    assert (tmp_path / "run" / "genotype.json").exists()
