@@ -65,7 +65,7 @@ def test_compose_reports_all_mistakes_at_once() -> None:
         ("+new.key=1", "new.key: no such key"),
         ("+sede=1", "sede: no such key; did you mean seed?"),
         ("+mask.ratio=0.5", "+mask.ratio: the key exists; write mask.ratio=…"),
-        ("~seed", "~seed: keys cannot be removed; set seed=… instead"),
+        ("~seeed", "seeed: no such key; did you mean seed?"),
         ("hydra.run.dri=x", "hydra.run.dri: no such key; did you mean hydra.run.dir?"),
         ("search.arch_optimizer={lrr: 1}", "search.arch_optimizer.lrr: no such key; did you mean "),
         ("decoder=null", "decoder=null: no such option (custom, hierarchical, simmim, unet)"),

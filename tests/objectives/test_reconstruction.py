@@ -180,6 +180,26 @@ def test_mask_belongs_to_the_batch(make_batch: Callable[..., Batch]) -> None:
     assert not torch.equal(other, hidden[0])
 
 
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_only_sparse_masking_tells_the_encoder_what_is_visible(
+    mode: Literal["dense", "sparse"], make_batch: Callable[..., Batch]
+) -> None:
+    objective = Reconstruction(Fixed(INFOS, [1]), INFOS, 8, Masking(0.25, 2, mode))
+    told: list[VisibleMap | None] = []
+
+    def encode(image: Tensor, visible: VisibleMap | None) -> Sequence[Tensor]:
+        told.append(visible)
+        return [image.new_zeros(3, 4, 8, 8)]
+
+    hidden = objective.reconstruct(encode, make_batch(3, 8)).hidden
+    assert len(told) == 1
+    if mode == "dense":
+        assert told == [None]
+    else:
+        assert told[0] is not None
+        assert torch.equal(told[0].at(1), ~hidden)
+
+
 # Sharp test 8.
 def test_densify_puts_the_token_at_hidden_sites_and_nothing_else_there() -> None:
     decoder = HierarchicalDecoder(INFOS, 3, taps=(1, 3))

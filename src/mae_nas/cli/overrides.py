@@ -64,8 +64,6 @@ def _parse(texts: list[str], judged: Judged) -> Iterator[Override]:
 
 def _form_problem(override: Override, text: str) -> str | None:
     key = override.key_or_group
-    if override.is_delete():
-        return f"{text}: keys cannot be removed; set {key}=… instead"
     if override.package is not None:
         return f"{text}: packages (@) are not used here; write {key}=…"
     if override.is_sweep_override():
@@ -118,6 +116,11 @@ def _judge_value(
     override: Override, tree: Mapping[str, Any], free: set[str], judged: Judged
 ) -> None:
     text, key, value = str(override.input_line), override.key_or_group, override.value()
+    if override.is_delete() and find(tree, key) is not ABSENT:
+        # What a class that replaces ours does not take; what it needs is checked later.
+        judged.accepted.append(text)
+        judged.touched.append(key)
+        return
     added = override.is_add() or override.is_force_add()
     unknown = [
         leaf

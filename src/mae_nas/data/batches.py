@@ -1,8 +1,8 @@
 """From the number of a step to its batches, on one device, without host synchronisation."""
 
-from collections.abc import Iterator
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_nas.batch import Batch
@@ -18,7 +18,6 @@ from mae_nas.data.gather import (
     sample_flips,
 )
 from mae_nas.data.source import ImageSource
-from mae_nas.data.splits import Split
 from mae_nas.data.steps import LEVELS, RawBatch, RawStep, StepOrder
 from mae_nas.data.store import ImageStore
 from mae_nas.randomness import Purpose, derive_key
@@ -30,7 +29,6 @@ class BatchMaker:
     Args:
         source: how images may be varied.
         store: the images.
-        split: the halves and the held-out images.
         order: which images a step sees; its device is that of the batches.
         dtype: of the images.
         resident: keep all images on the device; else they are cut on the host.
@@ -40,12 +38,11 @@ class BatchMaker:
         self,
         source: ImageSource,
         store: ImageStore,
-        split: Split,
         order: StepOrder,
         dtype: torch.dtype,
         resident: bool,
     ) -> None:
-        self.source, self.store, self.split, self.order = source, store, split, order
+        self.source, self.store, self.order = source, store, order
         self.device = device = order.device
         self.pixels = torch.from_numpy(store.pixels).to(device) if resident else None
         self.extents = Extents.of(store, device)
@@ -66,13 +63,11 @@ class BatchMaker:
             batches[name] = _micro_batches(batch, micro_batches)
         return batches
 
-    def held_out(self, batch_size: int) -> Iterator[Batch]:
-        """All held-out images once: centre crop, no mirroring, one key, the last batch ragged."""
+    def held_out(self, positions: NDArray[np.int64]) -> Batch:
+        """Images at some positions of the store: centre crop, no mirroring, one key for all."""
+        index = torch.from_numpy(positions).to(self.device)
         key = derive_key(self.order.seed, Purpose.HELD_OUT)
-        for start in range(0, len(self.split.held_out), batch_size):
-            chosen = self.split.held_out[start : start + batch_size]
-            index = torch.from_numpy(chosen).to(self.device)
-            yield self._finish(self._cut(index, None), key, flip=False)
+        return self._finish(self._cut(index, None), key, flip=False)
 
     def _cut(self, index: Tensor, key: int | None) -> RawBatch:
         """Random windows by `key`, or without one the centres."""

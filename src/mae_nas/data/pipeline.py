@@ -1,9 +1,11 @@
 """The LightningDataModule of search: a store, its split, and both batches of every step."""
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -144,12 +146,14 @@ class SearchData(LightningDataModule):
         return self._maker.step(item, self.accumulate)
 
     def held_out_batches(self) -> Iterator[Batch]:
-        """All held-out images once: centre crop, no mirroring, one key, the last batch ragged."""
-        return self._maker.held_out(self.batch_size)
+        """All held-out images once, in nearly equal batches; a lone last image has no neighbour."""
+        positions = self.split.held_out
+        for part in np.array_split(positions, math.ceil(len(positions) / self.batch_size)):
+            yield self._maker.held_out(part)
 
     def preview(self, count: int) -> Batch:
         """The first held-out images, for pictures."""
-        return next(self._maker.held_out(count))
+        return self._maker.held_out(self.split.held_out[:count])
 
     def denormalise(self, image: Tensor) -> Tensor:
         """A normalised image (B, C, S, S) as a picture in [0, 1]; 8 bits keep their full range."""
@@ -193,7 +197,7 @@ class SearchData(LightningDataModule):
         if where not in self._makers:
             order = StepOrder(self.split, self.seed, self.batch_size, self.device)
             self._makers[where] = BatchMaker(
-                self.source, self.store, self.split, order, self.dtype, self.is_resident
+                self.source, self.store, order, self.dtype, self.is_resident
             )
         return self._makers[where]
 

@@ -204,7 +204,7 @@ def _quieten() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
-        ".*dataloader that is not resumable.*",
+        ".*your dataloader is not resumable.*",
         ".*number of training batches.*smaller than the logging interval.*",
         ".*GPU available but not used.*",
         ".*no pre-optimization state was saved.*",

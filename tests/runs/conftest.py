@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mae_nas.cli.assemble import Run, prepare
+from mae_nas.cli.compose import compose
+from mae_nas.runs.folder import RunFolder
+
+TINY = [
+    *("data=synthetic", "data.images=48", "data.side=8", "mask.patch_size=2", "space=s1"),
+    *("supernet.width=4", "supernet.depth=3", "trainer.batch_size=4", "trainer.max_epochs=2"),
+    *("trainer.accelerator=cpu", "seed=3"),
+]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., Run]:
+    """A tiny search as it stands before its first step: six steps an epoch, two epochs."""
+
+    def make(*overrides: str) -> Run:
+        folder = RunFolder(tmp_path / "run")
+        folder.path.mkdir(exist_ok=True)
+        return prepare(compose([*TINY, *overrides]).config, folder, Console(quiet=True))
+
+    return make

@@ -1,0 +1,114 @@
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+
+from mae_nas.runs.checkpoint import AtomicCheckpointIO
+from mae_nas.runs.trainer import CsvOnly, Efficiency, TrainerSettings, reading_interval
+from mae_nas.supernet import ReferenceCell
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "epochs"),
+    [(390, 50), (121, 50), (120, 50), (119, 51), (15, 400), (7, 858), (1, 6000)],
+)
+def test_auto_epochs_are_fifty_or_as_many_as_six_thousand_steps_take(
+    steps_per_epoch: int, epochs: int
+) -> None:
+    assert TrainerSettings().epochs(steps_per_epoch) == epochs
+    assert TrainerSettings(max_epochs=3).epochs(steps_per_epoch) == 3
+
+
+@pytest.mark.parametrize(
+    ("total", "interval"), [(1, 1), (50, 1), (51, 2), (100, 2), (101, 3), (6000, 120), (19500, 390)]
+)
+def test_fifty_readings_in_a_run(total: int, interval: int) -> None:
+    assert reading_interval(total) == interval
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"max_epochs": 0}, "max_epochs 0: must be at least 1"),
+        ({"max_steps": 0}, "max_steps 0: must be at least 1"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"accumulate": 0}, "accumulate 0"),
+        ({"log_every": -1}, "log_every -1"),
+        ({"accumulate": 3}, "accumulate 3: must divide batch_size 64"),
+        ({"precision": "16-mixed"}, "precision '16-mixed': must be one of 32-true, 64-true"),
+        ({"checkpoint_seconds": 0.0}, "checkpoint_seconds 0.0: must be positive"),
+    ],
+)
+def test_settings_out_of_range_are_refused(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainerSettings(**arguments)  # type: ignore[arg-type]
+
+
+FOREIGN = """
+import lightning.pytorch as pl
+
+class Snoop(pl.Callback):
+    pass
+
+def factory():
+    return [Snoop()]
+"""
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What the run's log says; it does not propagate to the root once a run has begun."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("mae_nas")
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    yield said
+    log.setLevel(level)
+    log.removeHandler(handler)
+
+
+def test_callbacks_that_installed_packages_add_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    (tmp_path / "snooping.py").write_text(FOREIGN)
+    installed = tmp_path / "snooping-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: snooping\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        "[lightning.pytorch.callbacks_factory]\nsnoop = snooping:factory\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import snooping  # type: ignore[import-not-found]
+
+    theirs = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    names = [type(callback).__name__ for callback in theirs.callbacks]  # type: ignore[attr-defined]
+    assert snooping.Snoop.__name__ in names  # the package really is picked up
+
+    ours = [pl.Callback(), pl.Callback()]
+    trainer = TrainerSettings(accelerator="cpu").make(5, ours, [], tmp_path)
+    assert trainer.callbacks == ours  # type: ignore[attr-defined]
+    assert messages == ["Not running callbacks that other installed packages add: Snoop"]
+
+
+def test_trainer_runs_our_callbacks_alone_and_writes_atomically(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    ours = [pl.Callback()]
+    trainer = TrainerSettings(accelerator="cpu", precision="64-true").make(5, ours, [], tmp_path)
+    assert trainer.callbacks == ours  # type: ignore[attr-defined]
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    assert (trainer.max_steps, trainer.max_epochs) == (5, -1)
+    assert trainer.precision == "64-true"
+    assert trainer.loggers == []
+    assert messages == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_settings_build_what_they_say(tmp_path: Path) -> None:
+    assert Efficiency().cell is ReferenceCell
+    assert CsvOnly().loggers(tmp_path, "name") == []
