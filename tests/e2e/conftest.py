@@ -111,9 +111,21 @@ def assert_identical(one: object, other: object, where: str) -> None:
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """`mae-nas search` in a process of its own, to be stopped or killed."""
 
-    def run(*overrides: str) -> subprocess.Popen[str]:
+    def run(*overrides: str, most_kilobytes: int | None = None) -> subprocess.Popen[str]:
+        limit = "unlimited" if most_kilobytes is None else str(most_kilobytes)
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "search", *TINY, *overrides],
+            [
+                "bash",
+                "-c",
+                f'ulimit -f {limit}; exec "$@"',
+                "-",
+                sys.executable,
+                "-c",
+                PROGRAM,
+                "search",
+                *TINY,
+                *overrides,
+            ],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,

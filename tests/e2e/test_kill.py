@@ -11,7 +11,8 @@ import pytest
 
 from mae_nas.genotype import read_genotype
 
-LONG = "trainer.max_epochs=9"
+LONG = ["trainer.max_epochs=9"]  # 54 steps, a reading at every second one
+SHORTER = [*LONG, "trainer.max_steps=24"]
 OFTEN = "trainer.checkpoint_seconds=0.02"
 WAYS = [
     ["efficiency.resident=true"],
@@ -49,7 +50,9 @@ def read_lines_are_whole(run: Path) -> None:
         read_genotype(str(run))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "length"), [(2, SHORTER), pytest.param(10, LONG, marks=pytest.mark.slow)]
+)
 def test_killed_runs_end_as_if_nothing_had_happened(
     search: Search,
     start: Start,
@@ -57,16 +60,17 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     assert_same: Search,
     tmp_path: Path,
     kills: int,
+    length: list[str],
 ) -> None:
     run, moments = tmp_path / "run", random.Random(kills)
-    here = [LONG, OFTEN, "hydra.run.dir=run", "resume=auto"]
+    here = [*length, OFTEN, "hydra.run.dir=run", "resume=auto"]
     for kill in range(kills):
         process = start(*here, *WAYS[kill % len(WAYS)])
-        kill_within(process, run, moments.randrange(1, 1 + 45 // kills), moments.uniform(0, 0.15))
+        kill_within(process, run, moments.randrange(1, 3 + 10 // kills), moments.uniform(0, 0.15))
         read_lines_are_whole(run)
     assert search(*here, *WAYS[kills % len(WAYS)]) == 0
     assert list(run.rglob("*.tmp-*")) == []
-    assert_same(run, finished(LONG))
+    assert_same(run, finished(*length))
 
 
 def test_loader_workers_change_no_bit(

@@ -260,11 +260,14 @@ def overflowing(loss: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spoil", [not_a_number, overflowing])
-@pytest.mark.parametrize("interval", [1, 100])
+@pytest.mark.parametrize(("interval", "warmup"), [(1, 0), (100, 0), (1, 9)])
 def test_a_bad_checkpoint_never_replaces_a_good_one(
-    prepared: Prepared, spoil: Callable[[torch.Tensor], torch.Tensor], interval: int
+    prepared: Prepared,
+    spoil: Callable[[torch.Tensor], torch.Tensor],
+    interval: int,
+    warmup: int,
 ) -> None:
-    run = prepared()
+    run = prepared(f"search.warmup_epochs={warmup}")
     inner = run.module.objective
     assert isinstance(inner, Objective)
     objective = Explosive(inner, spoil)

@@ -87,7 +87,7 @@ def test_a_checkpoint_with_foreign_classes_is_refused_and_not_executed(
     path, trap = tmp_path / "last.ckpt", tmp_path / "executed"
     content = good(callbacks=Bomb(trap))
     if protocol == "bare pickle":
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=protocol == "zip")
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:

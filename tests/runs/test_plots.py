@@ -111,7 +111,7 @@ def test_history_shows_the_mean_of_the_edges_that_offer_an_operation(
     noise = [(w[0, 1] + w[1, 1] + w[2, 0] + w[3, 0] + w[4, 0]) / 5 for w in weights]
     lines = [np.asarray(line.get_ydata()) for line in reduce.lines]
     np.testing.assert_allclose(lines[1], noise)
-    assert [len(lines), len(normal.lines)] == [3, 3]
+    assert [len(lines), len(normal.lines)] == [4, 4]  # the last one is the uniform weight
     assert sum(len(faint.get_segments()) for faint in normal.collections) == 15
     np.testing.assert_array_equal(skips.lines[0].get_ydata(), [i % 4 for i in range(count)])
     assert normal.lines[0].get_marker() == ("o" if count == 1 else "")

@@ -22,7 +22,7 @@ from mae_nas.search import take_reading
 
 def test_versions_name_what_a_result_depends_on() -> None:
     found = versions()
-    assert found["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["torch"])
     assert found["lightning"] == version("lightning")
     assert {"python", "torchvision", "hydra-core", "numpy", "mae-nas"} <= found.keys()
 
@@ -37,8 +37,8 @@ def test_device_is_described() -> None:
 def repository(folder: Path) -> Callable[..., str]:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-        done = subprocess.run(  # noqa: S603
-            ["git", "-C", str(folder), *identity, *arguments],  # noqa: S607
+        done = subprocess.run(
+            ["git", "-C", str(folder), *identity, *arguments],
             capture_output=True,
             text=True,
             check=True,

@@ -64,14 +64,15 @@ def _tops(edges: Joins) -> NDArray[np.float64]:
 
 
 def _draw(axes: Axes, values: NDArray[np.float64], edges: Joins, table: Primitives) -> None:
-    # Weights that nothing has moved yet are half-way up the scale, not at its top.
-    shades = 0.04 + 0.86 * values / max(float(values.max()), 2 / values.shape[1])
+    # Half-way up the scale is the uniform weight; a search that has hardly moved stays near it.
+    moved = values - 1 / values.shape[1]
+    shades = 0.47 + 0.43 * moved / max(float(abs(moved).max()), 0.02 / values.shape[1])
     shared = _is_shared(table)
     for row, (top, names) in enumerate(zip(_tops(edges), table, strict=True)):
         for column, name in enumerate(names):
             fill = to_hex(colormaps["Blues"](shades[row, column]))
             axes.add_patch(Rectangle((column, top), _WIDE, _TALL, facecolor=fill))
-            share = f"{values[row, column]:.2f}"
+            share = f"{values[row, column]:.3f}"
             axes.text(
                 column + _WIDE / 2,
                 top + _TALL / 2,

@@ -82,7 +82,7 @@ def plot_alpha_history(
         upper.set_title(TITLES[kind])
         skips = _numbers(_of(reading["skips"], kind) for reading in readings)
         _draw_skips(lower, epochs, skips, chance[kind] if chance else None)
-    grid[0, 0].set_xlim(0.0, max(1.0, 1.02 * float(epochs.max())))
+    grid[0, 0].set_xlim(0.0, 1.03 * float(epochs.max()))
     grid[0, 0].set_ylabel("mixture weight, mean over edges")
     grid[1, 0].set_ylabel("skips kept")
     handles = list(lines.values())
@@ -162,7 +162,11 @@ def _draw_weights(
         axes.add_collection(LineCollection(faint, colors=colour(name), alpha=0.16, lw=0.8))
         mean = np.mean(group, axis=0)
         (lines[name],) = axes.plot(epochs, mean, color=colour(name), lw=2, marker=_marker(epochs))
-    axes.set_ylim(0.0, 1.05 * float(weights.max()))
+    # Not from zero: in a young search all weights are near the uniform one, and only differ there.
+    low, high = float(weights.min()), float(weights.max())
+    margin = 0.05 * (high - low) + 1e-6
+    axes.set_ylim(low - margin, high + margin)
+    axes.axhline(1 / weights.shape[2], color=MUTED, lw=1, ls="--")
     return lines
 
 
