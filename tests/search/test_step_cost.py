@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mae_nas.cli.build import build
 from mae_nas.cli.compose import compose
-from mae_nas.cli.search import bilevel_settings
 from mae_nas.masking import Masking
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.spaces import S3, S4
@@ -157,7 +157,7 @@ def watching() -> Iterator[Operations]:
 @pytest.mark.parametrize("which", ["weight_optimizer", "arch_optimizer"])
 def test_optimizers_do_not_loop_over_parameters(which: str) -> None:
     """The shipped configuration's: as many operations for thirty parameters as for three."""
-    settings = bilevel_settings(compose([]).config["search"])
+    settings = build(compose([]).config["search"], {}, "search")
     counts = []
     for size in (3, 30):
         parameters = [nn.Parameter(torch.randn(2, 5)) for _ in range(size)]

@@ -17,6 +17,7 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_console = ConsoleHandler(console)
     captured = logging.getLogger("py.warnings")
+    level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.captureWarnings(True)
@@ -30,6 +31,8 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
         for logger in (log, captured):
             logger.removeHandler(to_file)
         log.removeHandler(to_console)
+        log.setLevel(level)
+        log.propagate = propagates
         to_file.close()
 
 

@@ -20,7 +20,7 @@ OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SearchModule(pl.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.is_random = any(getattr(m, "is_random", False) for m in supernet.modules())
         self.values: dict[str, Tensor] = {}
-        self.bad_step: Tensor  # first step with a loss that is not finite, on the device; -1: none
+        self.bad_step: Tensor  # first step that was not finite, on the device; -1: none
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
 
     # The two players ------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ class SearchModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip w's gradient; Lightning calls this with gradients unscaled."""
         del optimizer  # only w's optimizer is wrapped
-        self.values["grad_norm_weights"] = nn.utils.clip_grad_norm_(
-            self.weights, self.settings.grad_clip, foreach=True
-        )
+        norm = nn.utils.clip_grad_norm_(self.weights, self.settings.grad_clip, foreach=True)
+        # A finite loss may have an infinite gradient, and clipping would make NaN of that.
+        self._record("grad_norm_weights", norm)
 
     def _losses(self, batches: Sequence[Batch]) -> list[Loss]:
         return [lambda batch=batch: self.loss(batch)[0] for batch in batches]
@@ -245,18 +245,18 @@ class SearchModule(pl.LightningModule):
             return self.objective.picture(self._encoder(batch), batch)
 
     def check_finite(self, seed: int) -> None:
-        """Raise if a loss was not finite since the start; the only place that asks the device."""
+        """Raise if a loss or gradient was not finite; the only place that asks the device."""
         step = int(self.bad_step)
         if step >= 0:
             raise NonFiniteLossError(
-                f"the loss became NaN or infinite at step {step} (seed {seed}); the last "
+                f"the loss or its gradient became NaN or infinite at step {step} (seed {seed}); the last "
                 "checkpoint is from before it: try a lower search.weight_optimizer.lr or "
                 "trainer.precision=32-true"
             )
 
-    def _record(self, name: str, loss: Tensor) -> None:
-        self.values[name] = loss
-        is_first_bad = ~loss.isfinite() & (self.bad_step < 0)
+    def _record(self, name: str, value: Tensor) -> None:
+        self.values[name] = value
+        is_first_bad = ~value.isfinite() & (self.bad_step < 0)
         self.bad_step.copy_(torch.where(is_first_bad, self.global_step, self.bad_step))
 
 
