@@ -60,7 +60,7 @@ def observe(parts: Parts, batch: Batch, target: Tensor) -> list[Tensor]:
 # Sharp test 1.
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
 @pytest.mark.parametrize("patch", [2, 4, 8, 16])
-@pytest.mark.parametrize("junk", [torch.nan, 1e30, -torch.inf])
+@pytest.mark.parametrize("junk", [torch.nan, 1e30])
 def test_no_hidden_pixel_reaches_features_prediction_or_gradients(
     mode: Mode, patch: int, junk: float, make_search: MakeSearch, make_batch: MakeBatch
 ) -> None:

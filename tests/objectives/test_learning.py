@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 from torch.optim import Adam
@@ -53,6 +54,7 @@ def train(
 
 
 # Sharp test 18.
+@pytest.mark.slow
 def test_search_beats_the_mean_of_visible_pixels_and_a_frozen_encoder(
     make_search: MakeSearch,
 ) -> None:

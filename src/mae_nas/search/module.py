@@ -249,8 +249,8 @@ class SearchModule(pl.LightningModule):
         step = int(self.bad_step)
         if step >= 0:
             raise NonFiniteLossError(
-                f"the loss or its gradient became NaN or infinite at step {step} (seed {seed}); the last "
-                "checkpoint is from before it: try a lower search.weight_optimizer.lr or "
+                f"the loss or its gradient became NaN or infinite at step {step} (seed {seed}); "
+                "the last checkpoint is from before it: try a lower search.weight_optimizer.lr or "
                 "trainer.precision=32-true"
             )
 
