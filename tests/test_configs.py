@@ -10,11 +10,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from mae_nas.cli import codes
-from mae_nas.cli.build import FACTS, import_target
+from mae_nas.cli.assemble import assemble
+from mae_nas.cli.build import FACTS, build, import_target
 from mae_nas.cli.check import check
 from mae_nas.cli.compose import compose
 from mae_nas.cli.library import conf_dir
 from mae_nas.keys import leaves
+from mae_nas.relaxations import Relaxation
 
 GOLDEN = Path(__file__).parent / "golden" / "public_names.json"
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
@@ -39,13 +41,21 @@ def test_every_option_composes_and_fits_its_constructors(option: str) -> None:
             continue  # torch's own: names and types are checked, completeness is not ours
         parameters = inspect.signature(import_target(node["_target_"])).parameters
         given = set(node) - {"_target_"}
-        injected = FACTS - given
-        assert given == set(parameters) - injected, path
+        assert given == set(parameters) - FACTS.get(path, frozenset()), path
+
+
+@pytest.mark.parametrize(
+    "option", [o for o in OPTIONS if o.startswith(("space", "relaxation", "objective", "decoder"))]
+)
+def test_every_option_that_needs_the_datas_shape_is_built(option: str) -> None:
+    config = compose([option]).config
+    parts = assemble(config, side=32, channels=3)
+    build(Relaxation, config["relaxation"], {"space": parts.space}, "relaxation")
 
 
 def test_every_plug_in_group_takes_a_class_of_the_users() -> None:
     custom = {str(path.parent) for path in FILES if path.stem == "custom"}
-    assert custom == {"data", "space", "relaxation", "objective", "decoder"}
+    assert custom == {str(path.parent) for path in FILES} - {"experiment", "debug"}
     for group in custom:
         config = compose([f"{group}=custom", f"{group}._target_=mine.Mine", f"{group}.x=1"]).config
         assert config[group] == {"_target_": "mine.Mine", "x": 1}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from mae_nas.notation import looks_like_darts, parse_darts, parse_table
 from mae_nas.published import TABLE
@@ -38,25 +39,19 @@ def _shown(value: object) -> str:
     return reprlib.repr(value)[:80]
 
 
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
-        raise ValueError(f"primitive must be a name like 'sep_conv_3x3', got {_shown(value)}")
-    return value
-
-
 def _integer(value: object, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{what} must be an integer, got {_shown(value)}")
     return value
 
 
-def _items(value: object, what: str) -> Sequence[object]:
-    if not isinstance(value, list | tuple):
+def _list(value: object, what: str) -> list[Any]:
+    if not isinstance(value, list):
         raise ValueError(f"{what} must be a list, got {_shown(value)}")
     return value
 
 
-def _fields(value: object, wanted: Sequence[str]) -> Mapping[str, object]:
+def _fields(value: object, wanted: Sequence[str]) -> Mapping[str, Any]:
     """Check that `value` is an object with exactly the keys `wanted`."""
     if not isinstance(value, Mapping):
         raise ValueError(f"wanted an object with {', '.join(wanted)}; got {_shown(value)}")
@@ -78,7 +73,9 @@ class Edge:
     target: int
 
     def __post_init__(self) -> None:
-        _name(self.primitive)
+        name = self.primitive
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            raise ValueError(f"primitive must be a name like 'sep_conv_3x3', got {_shown(name)}")
         source, target = _integer(self.source, "source"), _integer(self.target, "target")
         if not 0 <= source < target < MAX_NODES:
             raise ValueError(
@@ -127,14 +124,10 @@ class CellGenotype:
         """Read what `to_dict` wrote."""
         cell = _fields(data, ("edges", "concat", "inputs"))
         edges: list[Edge] = []
-        for position, item in enumerate(_items(cell["edges"], "edges")):
+        for position, item in enumerate(_list(cell["edges"], "edges")):
             with _at(f"edges[{position}]"):
-                edge = _fields(item, ("primitive", "source", "target"))
-                source = _integer(edge["source"], "source")
-                target = _integer(edge["target"], "target")
-                edges.append(Edge(_name(edge["primitive"]), source, target))
-        concat = [_integer(node, "a node of concat") for node in _items(cell["concat"], "concat")]
-        return cls(tuple(edges), tuple(concat), _integer(cell["inputs"], "inputs"))
+                edges.append(Edge(**_fields(item, ("primitive", "source", "target"))))
+        return cls(tuple(edges), tuple(_list(cell["concat"], "concat")), cell["inputs"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +142,10 @@ class Genotype:
         """Both cells by kind: "normal" and "reduce"."""
         return {"normal": self.normal, "reduce": self.reduce}
 
-    def count(self, kind: str, primitive: str) -> int:
-        """How many edges of the cell `kind` carry `primitive`."""
-        return sum(edge.primitive == primitive for edge in self.cells[kind].edges)
-
     def to_dict(self) -> dict[str, object]:
         """The JSON document: a format tag and both cells."""
-        return {
-            "format": FORMAT,
-            "normal": self.normal.to_dict(),
-            "reduce": self.reduce.to_dict(),
-        }
+        cells = {kind: cell.to_dict() for kind, cell in self.cells.items()}
+        return {"format": FORMAT, **cells}
 
     @classmethod
     def from_dict(cls, data: object) -> "Genotype":
@@ -175,27 +161,6 @@ class Genotype:
             with _at(kind):
                 cells.append(CellGenotype.from_dict(document[kind]))
         return cls(*cells)
-
-    def to_json(self) -> str:
-        """The JSON document as text."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Genotype":
-        """Parse the text of a JSON document."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON, or cut short ({error})") from None
-        return cls.from_dict(data)
-
-    @classmethod
-    def from_text(cls, text: str) -> "Genotype":
-        """Parse DARTS's notation, `Genotype(normal=[(name, source), ...], normal_concat=..., ...)`.
-
-        Two entries feed each node, in order from node 2 on. The text is parsed, never evaluated.
-        """
-        return cls.from_dict({"format": FORMAT} | parse_darts(text))
 
 
 PUBLISHED: Mapping[str, Genotype] = MappingProxyType(
@@ -214,7 +179,7 @@ def read_genotype(source: str) -> Genotype:
     if source in PUBLISHED:
         return PUBLISHED[source]
     if looks_like_darts(source):
-        return Genotype.from_text(source)
+        return Genotype.from_dict({"format": FORMAT} | parse_darts(source))
     path = _existing(source)
     if path is None:
         near = difflib.get_close_matches(source, PUBLISHED, n=3, cutoff=0.5) or list(PUBLISHED)
@@ -227,7 +192,7 @@ def read_genotype(source: str) -> Genotype:
         if not path.exists():
             raise ValueError(f"{path}: not found; a run writes it at its first reading")
     with _at(str(path)):
-        return Genotype.from_json(_text_of(path))
+        return Genotype.from_dict(_document(path))
 
 
 def _existing(source: str) -> Path | None:
@@ -242,7 +207,7 @@ def _existing(source: str) -> Path | None:
         raise
 
 
-def _text_of(path: Path) -> str:
+def _document(path: Path) -> object:
     if not path.is_file():
         raise ValueError("not a regular file")
     with path.open("rb") as file:
@@ -250,6 +215,8 @@ def _text_of(path: Path) -> str:
     if len(content) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes, so not a genotype")
     try:
-        return content.decode()
+        return json.loads(content.decode())
     except UnicodeDecodeError:
         raise ValueError("not a text file, so not a genotype") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON, or cut short ({error})") from None

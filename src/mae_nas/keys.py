@@ -1,6 +1,6 @@
 """Dotted keys into nested configuration: plain dicts, lists and scalars."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 ABSENT: Final = object()
@@ -28,6 +28,6 @@ def find(tree: object, key: str) -> object:
     return tree
 
 
-def is_inside(key: str, section: str) -> bool:
-    """True when `key` is `section` or lies below it; "" is everything."""
-    return not section or key == section or key.startswith(f"{section}.")
+def is_inside(key: str, sections: Iterable[str]) -> bool:
+    """True when `key` is one of `sections` or lies below one; "" is everything."""
+    return any(not one or key == one or key.startswith(f"{one}.") for one in sections)

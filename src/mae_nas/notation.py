@@ -6,16 +6,16 @@ Nothing is evaluated, and only the notation is checked here; `Genotype.from_dict
 import ast
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 Cells = dict[str, object]
 
 _KINDS = ("normal", "reduce")
 _INPUTS = 2
-_MAX_CHARACTERS = 1 << 20
 _MAX_CONCAT = 64
 _FIELDS = "Genotype(normal=..., normal_concat=..., reduce=..., reduce_concat=...)"
-_BEGINNING = re.compile(r"\s*(\w+\s*=\s*)?Genotype\s*\(")
+_BEGINNING = re.compile(r"^\s*(\w+\s*=\s*)?Genotype\s*\(")
 _OPERATIONS = {
     "sep3": "sep_conv_3x3",
     "sep5": "sep_conv_5x5",
@@ -71,27 +71,22 @@ def _edge(primitive: object, source: object, target: int) -> Cells:
 
 def _fields(text: str) -> dict[str, ast.expr]:
     """The expressions of the four fields; `ValueError` for any other text."""
-    if len(text) > _MAX_CHARACTERS:
-        raise ValueError(f"text of {len(text)} characters is no genotype")
     try:
-        body = ast.parse(text.strip()).body
+        body = ast.parse(_BEGINNING.sub("Genotype(", text)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else type(error).__name__
         raise ValueError(f"not the text of a DARTS genotype ({reason})") from None
-    value = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr | ast.Assign) else None
-    if not isinstance(value, ast.Call) or not _calls(value, "Genotype") or value.args:
-        raise ValueError(f"wanted one {_FIELDS}")
-    names = [str(keyword.arg) for keyword in value.keywords]
-    if sorted(names) != sorted(f"{kind}{end}" for kind in _KINDS for end in ("", "_concat")):
+    match body:
+        case [ast.Expr(ast.Call(ast.Name("Genotype"), [], keywords))]:
+            names = [str(keyword.arg) for keyword in keywords]
+        case _:
+            raise ValueError(f"wanted one {_FIELDS}")
+    if sorted(names) != ["normal", "normal_concat", "reduce", "reduce_concat"]:
         raise ValueError(f"wanted one {_FIELDS}, got the fields {reprlib.repr(names)}")
-    return {str(keyword.arg): keyword.value for keyword in value.keywords}
+    return {name: keyword.value for name, keyword in zip(names, keywords, strict=True)}
 
 
-def _calls(call: ast.Call, name: str) -> bool:
-    return isinstance(call.func, ast.Name) and call.func.id == name
-
-
-def _literal(node: ast.expr, place: str) -> object:
+def _literal(node: ast.expr, place: str) -> Any:  # noqa: ANN401
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError, MemoryError):
@@ -120,18 +115,18 @@ def _edges(entries: object, place: str) -> list[Cells]:
 
 
 def _concat(node: ast.expr, place: str) -> list[object]:
-    nodes: Sequence[object]
-    if isinstance(node, ast.Call) and _calls(node, "range") and not node.keywords:
-        bounds = [_literal(argument, place) for argument in node.args]
-        integers = [bound for bound in bounds if isinstance(bound, int)]
-        if len(integers) < len(bounds) or not 1 <= len(bounds) <= 3 or integers[2:] == [0]:
-            raise ValueError(f"{place}: wanted range(2, 6) or a list of nodes")
-        nodes = range(*integers)
-    else:
-        value = _literal(node, place)
-        nodes = value if isinstance(value, list | tuple) else ()
-    # A range may be astronomically long: cut before it becomes a list.
-    nodes = list(nodes[: _MAX_CONCAT + 1])
-    if not 1 <= len(nodes) <= _MAX_CONCAT:
+    nodes: object
+    match node:
+        case ast.Call(ast.Name("range"), arguments, []):
+            bounds = [_literal(argument, place) for argument in arguments]
+            try:
+                nodes = range(*bounds)
+            except (TypeError, ValueError):
+                nodes = None
+        case _:
+            nodes = _literal(node, place)
+    # A range may be astronomically long: it is cut before it is counted.
+    cut = nodes[: _MAX_CONCAT + 1] if isinstance(nodes, list | tuple | range) else ()
+    if not 1 <= len(cut) <= _MAX_CONCAT:
         raise ValueError(f"{place}: wanted range(2, 6) or a list of 1 … {_MAX_CONCAT} nodes")
-    return nodes
+    return list(cut)

@@ -3,7 +3,9 @@ import functools
 import pytest
 
 from mae_nas.cli.build import build
+from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking
+from mae_nas.runs.trainer import LoggerSettings
 
 HERE = "tests_cli_build_module"
 SOURCE = """
@@ -30,23 +32,43 @@ def values(built: object) -> tuple[int, int, int]:
 
 def test_build_gives_facts_to_who_asks(target: str) -> None:
     facts = {"channels": 3, "side": 32}
-    assert values(build({"_target_": target, "size": 7}, facts)) == (7, 3, 5)
-    assert values(build({"_target_": target, "size": 7}, {**facts, "seed": 9})) == (7, 3, 9)
+    assert values(build(object, {"_target_": target, "size": 7}, facts)) == (7, 3, 5)
+    assert values(build(object, {"_target_": target, "size": 7}, {**facts, "seed": 9})) == (7, 3, 9)
 
 
 def test_build_prefers_the_node_to_a_fact(target: str) -> None:
     node = {"_target_": target, "size": 7, "channels": 1}
-    assert values(build(node, {"channels": 3})) == (7, 1, 5)
+    assert values(build(object, node, {"channels": 3})) == (7, 1, 5)
 
 
 def test_build_says_which_node_is_wrong(target: str) -> None:
     with pytest.raises(ValueError, match=r"^decoder: size -1: must not be negative$"):
-        build({"_target_": target, "size": -1}, {"channels": 3}, "decoder")
+        build(object, {"_target_": target, "size": -1}, {"channels": 3}, "decoder")
 
 
 def test_build_leaves_inner_nodes_to_be_completed(target: str) -> None:
     inner = {"_target_": "mae_nas.masking.Masking", "ratio": 0.25}
-    built = build({"_target_": target, "size": 1, "part": inner}, {"channels": 3})
+    built = build(object, {"_target_": target, "size": 1, "part": inner}, {"channels": 3})
     part = built.part  # type: ignore[attr-defined]
     assert isinstance(part, functools.partial)
     assert part() == Masking(ratio=0.25)
+
+
+def test_build_refuses_a_class_of_another_kind() -> None:
+    node = {"_target_": "torch.nn.Identity"}
+    line = r"^decoder\._target_: torch\.nn\.Identity is not a mae_nas\.decoders\.Decoder$"
+    with pytest.raises(ValueError, match=line):
+        build(Decoder, node, {}, "decoder")
+    line = (
+        r"^logger\._target_: torch\.nn\.Identity is not a mae_nas\.runs\.trainer\.LoggerSettings$"
+    )
+    with pytest.raises(ValueError, match=line):
+        build(LoggerSettings, node, {}, "logger")
+    assert build(Masking, {"_target_": "mae_nas.masking.Masking", "ratio": 0.25}, {}).ratio == 0.25
+
+
+def test_build_says_in_one_line_that_an_argument_does_not_fit(target: str) -> None:
+    with pytest.raises(ValueError, match=r"^decoder: .*missing 1 required.* 'size'$"):
+        build(object, {"_target_": target}, {"channels": 3}, "decoder")
+    with pytest.raises(ValueError, match=r"^decoder: .*'<' not supported.*$"):
+        build(object, {"_target_": target, "size": "a"}, {"channels": 3}, "decoder")

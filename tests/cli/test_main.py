@@ -107,6 +107,24 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert said.startswith(f"mae-nas: {line}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--help"], 0, "mae-nas search"),
+        (["search", "+mask.ratio=1"], 2, "write mask.ratio=?\n"),
+        (["search", "seed=-1"], 2, "loading torch ?\n"),
+    ],
+)
+def test_terminals_without_unicode_get_an_answer(
+    arguments: list[str], code: int, said: str
+) -> None:
+    program = f"import sys; from mae_nas.cli.main import main; sys.exit(main({arguments!r}))"
+    done = run(program, PYTHONIOENCODING="latin-1")
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+    assert "codec" not in done.stderr
+
+
 def test_cfg_job_prints_the_composed_configuration(capsys: Captured) -> None:
     assert main(["search", "mask.ratio=0.6", "--cfg", "job", "seed=3"]) == 0
     text = capsys.readouterr().out
@@ -187,6 +205,23 @@ def test_search_failing_with_results_keeps_them(search_is: SearchIs, tmp_path: P
     search_is(search)
     assert main(["search", "hydra.run.dir=out"]) == 1
     assert (tmp_path / "out" / "genotype.json").exists()
+
+
+@pytest.mark.parametrize(("state", "code"), [("finished", 0), ("collapsed", 3)])
+def test_search_that_has_ended_is_not_trained_again(
+    search_is: SearchIs, tmp_path: Path, capsys: Captured, state: str, code: int
+) -> None:
+    def search(*_: object) -> int:
+        trained.append(1)
+        return 0
+
+    trained: list[int] = []
+    search_is(search)
+    assert main(["search", "hydra.run.dir=out"]) == 0
+    (tmp_path / "out" / "summary.json").write_text(json.dumps({"state": state}))
+    assert main(["search", "hydra.run.dir=out", "resume=auto"]) == code
+    assert len(trained) == 1
+    assert f"out is {state}: nothing to do" in capsys.readouterr().out
 
 
 def test_search_interrupted_before_a_result_leaves_nothing(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mae_nas.data import Folder, ImageStore
-from mae_nas.data.cache import Cache, Manifest
+from mae_nas.data.assemble import store_of_arrays
+from mae_nas.data.cache import Cache
 
 
 def same(one: ImageStore, other: ImageStore) -> bool:
@@ -72,6 +73,15 @@ def test_cache_depends_on_names_sizes_times_and_options(
     assert entries(side=5) == 5
 
 
+def test_folders_that_differ_in_pixels_alone_do_not_share_an_entry(tmp_path: Path) -> None:
+    for i, name in enumerate(("one", "other")):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", np.full((5, 7), i, np.uint8))
+        os.utime(tmp_path / name / "a.npy", (9, 9))
+    stores = [Folder(root=str(tmp_path / name), side=5).load() for name in ("one", "other")]
+    assert [int(store.pixels.max()) for store in stores] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -115,20 +125,11 @@ def test_a_slower_writer_leaves_the_entry_of_the_faster_one(
     Folder(root=str(root)).load()
     before = only_entry(cache_home).stat()
     entry = Cache(only_entry(cache_home))
-    content = (entry.folder / "pixels.bin").read_bytes()
-    manifest = Manifest(
-        files=["0.png"],
-        sizes=np.array([[32, len(content) // 96]]),
-        digests=np.zeros((1, 16), np.uint8),
-        skipped=[],
-        side=32,
-        channels=3,
-        dtype="uint8",
-    )
+    slower = store_of_arrays([np.zeros((32, 32, 3), np.uint8)], ["0.png"], 32)
 
-    def produce(file: BinaryIO) -> Manifest:
-        file.write(content)
-        return manifest
+    def produce(file: BinaryIO) -> ImageStore:
+        file.write(slower.pixels.tobytes())
+        return slower
 
     assert len(entry.write(0, produce)) == 3
     assert only_entry(cache_home).stat().st_ino == before.st_ino

@@ -38,6 +38,14 @@ def test_links_are_followed_without_looping(tmp_path: Path) -> None:
     assert find_images(tmp_path / "root")[0] == ["out/far.png", "z/near.png"]
 
 
+def test_a_link_to_itself_is_named_and_the_rest_is_read(numbered: Callable[..., Path]) -> None:
+    root = numbered(3)
+    (root / "self").symlink_to(root / "self")
+    store = Folder(root=str(root)).load()
+    assert list(store.files) == ["0.png", "1.png", "2.png"]
+    assert store.skipped == [("self", "cannot be read: Too many levels of symbolic links")]
+
+
 def test_missing_file_and_empty_roots_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "texts").mkdir()

@@ -1,4 +1,8 @@
 import itertools
+import multiprocessing
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,7 @@ from torch.utils.data import DataLoader
 from mae_nas.batch import Batch
 from mae_nas.data import ImageSource, ImageStore, SearchData, Synthetic
 from mae_nas.data.assemble import store_of_arrays
+from mae_nas.data.gather import Cutter
 from mae_nas.data.source import Progress
 from mae_nas.data.steps import HostSteps, StepOrder
 from mae_nas.randomness import Purpose, derive_key
@@ -69,10 +74,24 @@ def test_batches_are_the_same_wherever_images_live_and_whoever_cuts_them() -> No
             assert equal(one, other)
 
 
+def test_workers_outlive_signals_to_the_whole_group() -> None:
+    data = loaded(resident=False, workers=2)
+    items = iter(data.train_dataloader())
+    seen = [data.step_batches(next(items)) for _ in range(2)]  # both workers are up
+    for worker in multiprocessing.active_children():
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert len(multiprocessing.active_children()) == 2
+    seen += [data.step_batches(item) for item in items]
+    assert all(equal(one, data.step_batches(step)) for step, one in enumerate(seen))
+
+
 @pytest.mark.slow
 def test_dataset_survives_spawned_workers() -> None:
     data = loaded(resident=False)
-    steps = HostSteps(data.store, StepOrder(data.split, data.seed, 6), 2)
+    steps = HostSteps(Cutter(data.store, 2, None), StepOrder(data.split, data.seed, 6))
     context = {"num_workers": 1, "multiprocessing_context": "spawn"}
     (item,) = DataLoader(steps, batch_size=None, sampler=[2], **context)
     assert equal(data.step_batches(item), data.step_batches(2))

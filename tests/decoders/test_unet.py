@@ -55,6 +55,11 @@ def test_size_is_the_expected_one() -> None:
     assert count_multiply_adds(lambda: decoder(maps)) / 1e6 == pytest.approx(56.7, abs=0.1)
 
 
+def test_only_a_decoder_without_blocks_is_pointwise() -> None:
+    assert UNetDecoder(FEATURES, 3, taps=(1,)).is_pointwise
+    assert not UNetDecoder(FEATURES, 3, taps=(1, 2)).is_pointwise
+
+
 def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="width 6: must be a multiple of 4"):
         UNetDecoder(FEATURES, 3, width=6)

@@ -13,7 +13,8 @@ from mae_nas.cli.main import main
 from mae_nas.runs.pictures import Pictures
 
 TINY = [
-    *("data=synthetic", "data.images=48", "data.side=8", "mask.patch_size=2", "space=s1"),
+    *("data=synthetic", "data.images=48", "data.side=8", "data.crop_padding=1"),
+    *("mask.patch_size=2", "space=s1"),
     *("supernet.width=4", "supernet.depth=3", "trainer.batch_size=4", "trainer.max_epochs=2"),
     *("trainer.log_every=1", "trainer.accelerator=cpu", "seed=3"),
 ]

@@ -171,8 +171,8 @@ SUMMARY_KEYS = [
     *("name", "state", "verdict", "final", "skip_counts", "skip_chance", "entropy"),
     *("undetermined", "readings", "genotype", "seed", "device", "wall_seconds"),
     *("images_per_second", "waiting_share", "peak_memory_bytes", "backend", "yardsticks"),
-    *("mask_ratio", "costs", "skipped_files", "data", "epochs", "steps_per_epoch", "overrides"),
-    *("config", "config_hash", "git", "versions"),
+    *("mask_ratio", "costs", "skipped_files", "data", "epochs", "steps_per_epoch", "config"),
+    *("config_hash", "overrides", "git", "versions"),
 ]
 
 
@@ -284,7 +284,7 @@ def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys
     pushed += ["relaxation.push=5.0", "trainer.max_steps=5"]
     assert search(*pushed, "on_collapse=stop", "hydra.run.dir=a") == 3
     summary = summary_of(tmp_path / "a")
-    assert (summary["verdict"], summary["state"]) == ("collapsed", "stopped")
+    assert (summary["verdict"], summary["state"]) == ("collapsed", "collapsed")
     assert summary["final"]["step"] == 3  # three readings in a row
     assert summary["skip_counts"]["normal"] == 8
     assert summary["skip_chance"]["normal"]["mean"] == pytest.approx(4, abs=0.1)
@@ -325,7 +325,7 @@ def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys
         (["relaxation=custom", "relaxation._target_=missing_module.Mine"], "no module missing"),
         (
             ["search.second_order=true", "search.weight_optimizer._target_=torch.optim.RMSprop"],
-            "unrolls a step of SGD, got RMSprop",
+            "search.second_order: looks ahead by a step of SGD",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -378,7 +378,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused_in_one_line(
         assert changed <= {"run.lock", "train.log"}, name
 
 
-def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_good_checkpoint(
+def test_a_loss_that_is_not_finite_fails_and_leaves_no_result(
     search: Search, tmp_path: Path, capsys: Captured
 ) -> None:
     assert search("hydra.run.dir=run", "search.weight_optimizer.lr=1e30") == 1
@@ -386,6 +386,6 @@ def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_good_checkpoint(
     (line,) = [text for text in out.out.splitlines() if "NaN or infinite" in text]
     assert "(seed 3)" in line
     assert "Traceback" not in out.out + out.err
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert all(v.isfinite().all() for v in saved["state_dict"].values())
-    assert (tmp_path / "run" / "genotype.json").exists()
+    # The very first step is bad: nothing of it may look like a result.
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert left <= {"config.json", "run.lock", "train.log", "metrics.csv"}

@@ -12,7 +12,7 @@ from mae_nas.batch import Batch
 from mae_nas.cli.assemble import Run
 from mae_nas.objectives import Encode, Objective
 from mae_nas.runs import callbacks
-from mae_nas.runs.callbacks import Checkpoints, Clock, Metrics, Readings
+from mae_nas.runs.callbacks import Checkpoints, Clock, Gallery, Metrics, Readings
 from mae_nas.runs.checkpoint import FORMAT, read_checkpoint
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import NonFiniteLossError, Reading, SearchModule, take_reading
@@ -53,7 +53,6 @@ def make_readings(
     interval: int = 1,
     last_step: int = 12,
     verdicts: list[Verdict] | None = None,
-    draw: Callable[[list[Reading]], None] = lambda _: None,
     stop_on_collapse: bool = False,
 ) -> Readings:
     planned = itertools.chain(verdicts or [], itertools.repeat("ok"))
@@ -63,7 +62,7 @@ def make_readings(
         reading = take_reading(run.module, run.parts.space, held_out, earlier)
         return replace(reading, verdict=next(planned))  # type: ignore[arg-type]
 
-    return Readings(run.folder, take, draw, Clock(), interval, last_step, stop_on_collapse)
+    return Readings(run.folder, take, interval, last_step, stop_on_collapse)
 
 
 def fit(run: Run, steps: int, beside: list[pl.Callback], checkpoint: Path | None = None) -> None:
@@ -89,8 +88,8 @@ def test_clock_counts_the_run_over_several_processes(fake_time: FakeTime) -> Non
         fake_time.now += 1.0  # other callbacks
         clock.mark()
     assert clock.total == 16.0
-    assert clock.waiting_share == 0.25
-    assert clock.seconds_per_step == 4.0
+    assert clock.waiting_share == pytest.approx(1 / 3)
+    assert clock.seconds_per_step == 3.0
     second = Clock()
     second.load_state_dict(clock.state_dict())
     second.on_train_start()
@@ -179,21 +178,22 @@ def test_drawing_takes_at_most_a_twentieth_of_the_time(
     def pass_a_second(_: int) -> None:
         fake_time.now += 3.0
 
-    readings = make_readings(run, draw=draw, last_step=11)
-    fit(run, 11, [readings.clock, Each(pass_a_second), readings])
+    readings, clock = make_readings(run, last_step=11), Clock()
+    gallery = Gallery(draw, readings, clock)
+    fit(run, 11, [clock, Each(pass_a_second), readings, gallery])
     # Drawn at step 1 in half a second, so not again within ten; the last is for `settle`.
     assert drawn == [1, 5, 9]
-    readings.settle()
+    gallery.settle()
     assert drawn == [1, 5, 9, 11]
-    readings.settle()
+    gallery.settle()
     assert drawn == [1, 5, 9, 11]
 
 
 def test_settle_draws_a_run_that_was_killed_before_its_record(prepared: Prepared) -> None:
     run, drawn = prepared(), []
     fit(run, 2, [make_readings(run, last_step=2)])
-    late = make_readings(run, last_step=2, draw=lambda readings: drawn.append(len(readings)))
-    late.settle()
+    late = make_readings(run, last_step=2)
+    Gallery(lambda readings: drawn.append(len(readings)), late, Clock()).settle()
     assert drawn == [2]
     assert late.is_complete
 

@@ -40,7 +40,8 @@ class Bomb:
 
 def good(**extra: object) -> dict[str, object]:
     state = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor(-1)}
-    return {"format": FORMAT, "state_dict": state, "config_hash": "c", "data_hash": "d", **extra}
+    parts = {"state_dict": state, "optimizer_states": [], "loops": {}, "callbacks": {}}
+    return {"format": FORMAT, "config_hash": "c", "data_hash": "d", **parts, **extra}
 
 
 def saved(path: Path, content: object) -> Path:

@@ -12,13 +12,9 @@ from matplotlib.transforms import Bbox
 from mae_nas.genotype import PUBLISHED, CellGenotype, Edge, Genotype
 from mae_nas.runs import canvas, heatmaps, plots
 from mae_nas.runs.canvas import human
-from mae_nas.runs.plots import (
-    plot_alpha_heatmaps,
-    plot_alpha_history,
-    plot_cells,
-    plot_losses,
-    plot_reconstructions,
-)
+from mae_nas.runs.heatmaps import plot_alpha_heatmaps
+from mae_nas.runs.plots import plot_alpha_history, plot_cells, plot_losses
+from mae_nas.runs.reconstructions import plot_reconstructions
 
 SKIPS = CellGenotype(
     tuple(Edge("skip_connect", s, t) for t in (2, 3, 4, 5) for s in (0, 1)), (5, 3)
@@ -81,9 +77,7 @@ def test_heatmap_shows_all_weights_and_outlines_the_choice(
     kept = [(0, 1), (1, 0), (2, 1), (4, size - 1)]
     edges = tuple(Edge(table[row][column], *EDGES[row]) for row, column in kept)
     genotype = Genotype(CellGenotype(edges, (2, 3)), SKIPS)
-    plot_alpha_heatmaps(
-        {"normal": weights}, {"normal": EDGES}, {"normal": table}, genotype, tmp_path
-    )
+    plot_alpha_heatmaps({"normal": weights}, EDGES, {"normal": table}, genotype, tmp_path)
     axes = figures[0].axes[0]
     values = [float(text.get_text().split()[-1]) for text in axes.texts]
     np.testing.assert_allclose(values, weights.ravel(), atol=0.005)
@@ -116,11 +110,6 @@ def test_history_shows_the_mean_of_the_edges_that_offer_an_operation(
     np.testing.assert_array_equal(skips.lines[0].get_ydata(), [i % 4 for i in range(count)])
     assert normal.lines[0].get_marker() == ("o" if count == 1 else "")
     assert len(figures[0].legends[0].get_texts()) == 5
-
-
-def test_history_says_which_reading_lacks_a_cell(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no values for the other cell"):
-        plot_alpha_history(readings(2, 3), {"other": SHARED}, tmp_path)
 
 
 def test_losses_are_smoothed_by_a_median_and_skip_gaps(
@@ -156,8 +145,8 @@ def test_reconstructions_show_the_right_pixels(channels: int, tmp_path: Path) ->
     random = np.random.default_rng(2)
     images, guesses = random.random((2, 3, channels, 8, 12)) * 1.2 - 0.1
     hidden = random.random((3, 2, 3)) < 0.5
-    path = plot_reconstructions(images, hidden, guesses, tmp_path, "four")[0]
-    assert path == tmp_path / "four.png"
+    path = plot_reconstructions(images, hidden, guesses, tmp_path)[0]
+    assert path == tmp_path / "reconstructions.png"
     sheet = imread(path)[..., :3]
     for number in range(3):
         for y in range(8):
@@ -179,8 +168,8 @@ def test_reconstructions_show_the_right_pixels(channels: int, tmp_path: Path) ->
 
 
 def test_reconstructions_say_when_they_show_one_channel_of_many(tmp_path: Path) -> None:
-    images = np.zeros((9, 5, 4, 6))
-    hidden = np.zeros((9, 2, 2), bool)
+    images = np.zeros((8, 5, 4, 6))
+    hidden = np.zeros((8, 2, 2), bool)
     plot_reconstructions(images, hidden, images, tmp_path)
     svg = (tmp_path / "reconstructions.svg").read_text()
     assert "channel 1" in svg

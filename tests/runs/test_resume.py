@@ -16,6 +16,7 @@ CONFIG: dict[str, Any] = {
     "resume": None,
     "mask": {"ratio": 0.5, "patch_size": 8},
     "decoder": {"taps": [1, 2, 3]},
+    "data": {"root": "/images", "cache": None, "side": 32},
     "trainer": {"max_steps": None, "checkpoint_seconds": 60, "log_every": 10},
     "logger": {"mode": "offline"},
     "efficiency": {"workers": "auto"},
@@ -100,25 +101,28 @@ def test_auto_with_a_folder_continues_starts_or_says_finished(tmp_path: Path) ->
     early.folder.release()
     assert not given(tmp_path / "new", "auto").continued
     done = given(run(tmp_path / "done", state="finished"), "auto")
-    assert done.finished
+    assert done.ended == "finished"
     assert "finished: nothing to do" in done.message
+    collapsed = given(run(tmp_path / "collapsed", state="collapsed"), "auto")
+    assert collapsed.ended == "collapsed"
+    assert "collapsed: nothing to do" in collapsed.message
     stopped = given(run(tmp_path / "stopped", state="stopped"), "auto")
-    assert not stopped.finished
+    assert not stopped.ended
     stopped.folder.release()
 
 
 def test_a_run_ended_by_max_steps_goes_on_at_a_higher_limit(tmp_path: Path) -> None:
     path = run(tmp_path / "run", state="finished", trainer__max_steps=5)
     for limit in (4, 5):
-        assert given(path, "auto", trainer__max_steps=limit).finished
+        assert given(path, "auto", trainer__max_steps=limit).ended
     for limit in (6, None):
         longer = given(path, "auto", trainer__max_steps=limit)
-        assert not longer.finished
+        assert not longer.ended
         longer.folder.release()
     # Continued to 9 steps since: the summary knows, so the stored limit of 5 means nothing more.
     summary = {"state": "finished", "config": {"trainer": {"max_steps": 9}}}
     (path / "summary.json").write_text(json.dumps(summary))
-    assert decide(config(str(path)), path, True, ["resume"]).finished
+    assert decide(config(str(path)), path, True, ["resume"]).ended
 
 
 def test_auto_refuses_a_run_in_use(tmp_path: Path) -> None:
@@ -150,6 +154,8 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
         trainer__checkpoint_seconds=5,
         logger={"project": "x"},
         efficiency__workers=2,
+        data__root="/moved",
+        data__cache="/fast",
     )
     assert decision.continued
     decision.folder.release()
@@ -178,12 +184,14 @@ def test_auto_without_a_folder_takes_the_newest_like_it(tmp_path: Path) -> None:
         one.release()
 
 
-def test_path_takes_the_stored_configuration(tmp_path: Path) -> None:
-    path = run(tmp_path / "run", mask__ratio=0.75, logger={"mode": "online"})
+def test_path_takes_the_stored_configuration_but_not_where_it_reports(tmp_path: Path) -> None:
+    path = run(
+        tmp_path / "run", mask__ratio=0.75, logger={"mode": "online"}, efficiency={"workers": 64}
+    )
     for target in (path, path / "checkpoints" / "last.ckpt"):
         decision = decide(config(str(target)), tmp_path / "now", False, ["resume"])
         assert decision.read_back
-        assert decision.config == config(str(target), mask__ratio=0.75, logger={"mode": "online"})
+        assert decision.config == config(str(target), mask__ratio=0.75)
         assert decision.checkpoint == path / "checkpoints" / "last.ckpt"
         decision.folder.release()
 
@@ -193,6 +201,10 @@ def test_path_compares_what_the_command_line_sets(tmp_path: Path) -> None:
     same = config(str(path), mask__ratio=0.75, trainer__max_steps=7, logger={"mode": "online"})
     decision = decide(same, path, False, ["resume", "mask.ratio", "trainer.max_steps", "logger"])
     assert decision.config == same
+    decision.folder.release()
+    moved = config(str(path), data__root="/moved")
+    decision = decide(moved, path, False, ["resume", "data.root"])
+    assert decision.config == config(str(path), mask__ratio=0.75, data__root="/moved")
     decision.folder.release()
     for touched in ("mask.ratio", "mask", ""):
         with pytest.raises(ValueError, match=r"mask\.ratio: the run has 0\.75, this command line"):
@@ -225,8 +237,9 @@ def test_path_refuses_what_is_not_a_run(tmp_path: Path) -> None:
 def test_config_hash_sees_what_binds_and_nothing_else() -> None:
     assert config_hash(config()) == config_hash(dict(reversed(config().items())))
     assert config_hash(config()) == config_hash(config("auto", trainer__max_steps=3, logger={}))
-    hashes = {config_hash(config(mask__ratio=ratio)) for ratio in (0.5, 0.6)}
-    assert len(hashes) == 2
+    assert config_hash(config()) == config_hash(config(data__root="/x", data__cache="/y"))
+    hashes = {config_hash(made) for made in (config(), config(seed=1), config(data__side=8))}
+    assert len(hashes) == 3
     assert all(len(one) == 32 for one in hashes)
 
 

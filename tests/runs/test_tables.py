@@ -76,3 +76,13 @@ def test_rows_read_back_are_what_json_wrote(tmp_path: Path) -> None:
     assert table.rows() == [row]
     assert len(table.path.read_text().splitlines()) == 1
     assert json.loads(table.path.read_text()) == row
+
+
+def test_files_that_no_search_wrote_are_refused_in_one_line(tmp_path: Path) -> None:
+    lines, table = tmp_path / "a.jsonl", tmp_path / "a.csv"
+    lines.write_text('{"step": 1}\n[2]\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 2 is not a row of a search$"):
+        JsonLines(lines).rows()
+    table.write_text("name,loss\nx,0.5\n")
+    with pytest.raises(ValueError, match=r"a\.csv: not the metrics of a search"):
+        MetricsTable(table).rows()

@@ -38,6 +38,7 @@ def test_fifty_readings_in_a_run(total: int, interval: int) -> None:
         ({"log_every": -1}, "log_every -1"),
         ({"accumulate": 3}, "accumulate 3: must divide batch_size 64"),
         ({"precision": "16-mixed"}, "precision '16-mixed': must be one of 32-true, 64-true"),
+        ({"accelerator": "mps"}, "accelerator mps: none is here; use auto or cpu"),
         ({"checkpoint_seconds": 0.0}, "checkpoint_seconds 0.0: must be positive"),
     ],
 )

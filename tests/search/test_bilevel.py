@@ -111,6 +111,9 @@ def test_unrolled_gradient_returns_the_loss_at_the_virtual_weights() -> None:
 
 def test_unrolled_gradient_restores_the_weights_bit_for_bit() -> None:
     (train, val), weights, alphas = problem(torch.float32)
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(37.7)  # so large that adding and subtracting the radius would round
     before = [weight.detach().clone() for weight in weights]
     virtual = VirtualStep(LR, MOMENTUM, DECAY, momentum_of(weights))
     unrolled_gradient(

@@ -164,7 +164,7 @@ class LossOf(nn.Module):
 def test_second_order_needs_sgd(smooth: Make, fit: Make) -> None:
     module = smooth(second_order=True)
     module.settings.__dict__["weight_optimizer"] = torch.optim.Adam
-    with pytest.raises(ValueError, match=r"search\.second_order: unrolls a step of SGD, got Adam"):
+    with pytest.raises(ValueError, match=r"search\.second_order: looks ahead by a step of SGD "):
         fit(module, 1)
 
 
@@ -379,3 +379,11 @@ def test_held_out_loss_weighs_images_equally_and_uses_running_statistics(small: 
         expected = (3 * module.loss(big)[0] + 2 * module.loss(little)[0]) / 5
     module.train()
     assert module.held_out_loss([big, little]) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_alpha_is_outside_what_ddp_would_own(small: Make) -> None:
+    module = small()
+    ignored = set(module._ddp_params_and_buffers_to_ignore)  # type: ignore[arg-type]
+    owned = {name for name, _ in module.named_parameters()} - ignored
+    assert ignored == {f"relaxation.alphas.{kind}" for kind in ("normal", "reduce")}
+    assert len(owned) == len(module.weights)

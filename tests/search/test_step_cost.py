@@ -157,7 +157,7 @@ def watching() -> Iterator[Operations]:
 @pytest.mark.parametrize("which", ["weight_optimizer", "arch_optimizer"])
 def test_optimizers_do_not_loop_over_parameters(which: str) -> None:
     """The shipped configuration's: as many operations for thirty parameters as for three."""
-    settings = build(compose([]).config["search"], {}, "search")
+    settings = build(BilevelSettings, compose([]).config["search"], {}, "search")
     counts = []
     for size in (3, 30):
         parameters = [nn.Parameter(torch.randn(2, 5)) for _ in range(size)]

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import Progress
 from mae_nas.backbone import BackbonePlan
 from mae_nas.cli.build import build, prefixed
 from mae_nas.data import ImageSource, SearchData
+from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking
 from mae_nas.objectives import Objective, Reconstruction
 from mae_nas.relaxations import Relaxation
@@ -53,12 +55,10 @@ class Run:
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     """Build everything, the cheap parts first: what cannot fit is said before any data is read."""
-    settings = cast("TrainerSettings", build(config["trainer"], {}, "trainer"))
-    efficiency = cast("Efficiency", build(config["efficiency"], {}, "efficiency"))
-    source = cast("ImageSource", build(config["data"], {}, "data"))
-    side, channels = source.known_side(), source.known_channels()
-    if side is not None:
-        assemble(config, side, channels or 1)
+    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
+    efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
+    source = build(ImageSource, config["data"], {}, "data")
+    assemble(config, source.known_side() or roomy_side(config), source.known_channels() or 1)
     data = SearchData(
         source,
         config["seed"],
@@ -70,12 +70,11 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     load(data, console)
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     parts = assemble(config, data.side, data.channels)
-    relaxation = build(config["relaxation"], {"space": parts.space}, "relaxation")
     module = SearchModule(
-        cast("Relaxation", relaxation),
+        build(Relaxation, config["relaxation"], {"space": parts.space}, "relaxation"),
         Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, efficiency.cell),
         parts.objective,
-        cast("BilevelSettings", build(config["search"], {}, "search")),
+        build(BilevelSettings, config["search"], {}, "search"),
         settings.epochs(data.steps_per_epoch),
         data.steps_per_epoch,
     )
@@ -93,26 +92,32 @@ def assemble(config: Config, side: int, channels: int) -> Parts:
         except ValueError as error:
             problems.append(prefixed(node, str(error)))
 
-    space = cast("SearchSpace", build(config["space"], {}, "space"))
-    masking = cast("Masking", build(config["mask"], {}, "mask"))
+    space = build(SearchSpace, config["space"], {}, "space")
+    masking = build(Masking, config["mask"], {}, "mask")
     with collecting("mask"):
         masking.patches(side)
     with collecting("supernet"):
-        size = cast("SupernetSize", build(config["supernet"], {}))
-        plan = size.plan(space, side)
+        plan = build(SupernetSize, config["supernet"], {}, "supernet").plan(space, side)
         facts = {"features": plan.features, "channels": channels, "side": side}
         facts |= {"masking": masking, "space": space}
+        with collecting("decoder"):
+            decoder = build(Decoder, config["decoder"], facts, "decoder")
     if problems:
         raise ValueError("\n".join(problems))
-    decoder = build(config["decoder"], facts, "decoder")
-    objective = build(config["objective"], {**facts, "decoder": decoder}, "objective")
+    objective = build(Objective, config["objective"], {**facts, "decoder": decoder}, "objective")
     is_null_arm = isinstance(objective, Reconstruction) and objective.target == "permuted"
     if is_null_arm and config["trainer"]["accumulate"] > 1:
         raise ValueError(
             "objective.target=permuted takes the target from the same micro-batch, so it needs "
             "trainer.accumulate=1"
         )
-    return Parts(space, plan, masking, cast("Objective", objective))
+    return Parts(space, plan, masking, objective)
+
+
+def roomy_side(config: Config) -> int:
+    """A side that patches and strides divide, to judge the rest by until the data's is known."""
+    patch = config["mask"]["patch_size"]
+    return 7 * math.lcm(32, patch) if isinstance(patch, int) and patch > 0 else 224
 
 
 def load(data: SearchData, console: Console) -> None:

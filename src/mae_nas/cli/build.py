@@ -3,14 +3,23 @@
 import functools
 import importlib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 from mae_nas.cli.spelling import suggest
 
-FACTS = frozenset({"features", "channels", "side", "space", "masking", "decoder", "seed"})
-"""Arguments that the composition root gives by name to whichever constructor asks for them."""
+Built = TypeVar("Built")
+
+_SHAPES = frozenset({"features", "channels", "side", "space", "masking"})
+FACTS: Mapping[str, frozenset[str]] = {
+    "decoder": _SHAPES,
+    "objective": _SHAPES | {"decoder"},
+    "relaxation": frozenset({"space"}),
+}
+"""Arguments that the composition root gives by name, if a node's constructor asks for them."""
 
 
 def import_target(target: str) -> Callable[..., object]:
@@ -28,25 +37,36 @@ def import_target(target: str) -> Callable[..., object]:
     return found
 
 
-def build(node: Mapping[str, object], facts: Mapping[str, object], path: str = "") -> object:
+def build(
+    kind: type[Built], node: Mapping[str, object], facts: Mapping[str, object], path: str = ""
+) -> Built:
     """Call the node's class with its keys, plus those `facts` that its signature names.
 
     A node inside the node becomes a `functools.partial` of its class, for the receiver to complete:
     an optimizer gets its parameters later.
 
     Args:
+        kind: what the class must be.
         node: `_target_` and keyword arguments; what it says itself wins over a fact.
         facts: see `FACTS`.
         path: of the node in the configuration, for errors ("decoder").
+
+    Raises:
+        ValueError: the class cannot be found or is no `kind`, or the constructor refuses.
     """
     try:
         target = import_target(str(node["_target_"]))
-        arguments = {str(key): _part(value) for key, value in node.items() if key != "_target_"}
         wanted = inspect.signature(target).parameters
         injected = {name: facts[name] for name in facts if name in wanted and name not in node}
-        return target(**arguments, **injected)
+        built = target(**_arguments(node), **injected)
     except ValueError as error:
         raise ValueError(prefixed(path, str(error))) from error
+    except TypeError as error:  # an argument too many, too few or of another type
+        raise ValueError(prefixed(path, " ".join(str(error).split()))) from error
+    if not isinstance(built, kind):
+        where = f"{path}._target_".lstrip(".")
+        raise ValueError(f"{where}: {node['_target_']} is not a {_public_name(kind)}")
+    return built
 
 
 def prefixed(path: str, message: str) -> str:
@@ -58,11 +78,21 @@ def prefixed(path: str, message: str) -> str:
     )
 
 
+def _arguments(node: Mapping[str, object]) -> dict[str, object]:
+    return {str(key): _part(value) for key, value in node.items() if key != "_target_"}
+
+
 def _part(value: object) -> object:
     if not isinstance(value, Mapping) or "_target_" not in value:
         return value
-    arguments = {str(key): _part(inner) for key, inner in value.items() if key != "_target_"}
-    return functools.partial(import_target(str(value["_target_"])), **arguments)
+    return functools.partial(import_target(str(value["_target_"])), **_arguments(value))
+
+
+def _public_name(kind: type) -> str:
+    """Where users import it from: the room, where that shows the class."""
+    room = kind.__module__.rpartition(".")[0]
+    shown = getattr(sys.modules.get(room), kind.__name__, None) is kind
+    return f"{room if shown else kind.__module__}.{kind.__name__}"
 
 
 def _import_module(name: str) -> object:
@@ -79,15 +109,7 @@ def _import_module(name: str) -> object:
 
 
 def _nearest_module(name: str) -> str:
-    parent, _, last = name.rpartition(".")
-    if parent:
-        names = [file.stem for p in _search_path(parent) for file in Path(p).iterdir()]
-    else:
-        names = [file.stem for file in Path.cwd().glob("*.py")]
-    near = get_close_matches(last, names, n=1)
-    full = f"{parent}.{near[0]}" if near and parent else (near or [""])[0]
-    return f"; did you mean {full}?" if full else " in the current folder or Python's path"
-
-
-def _search_path(package: str) -> list[str]:
-    return list(getattr(importlib.import_module(package), "__path__", []))
+    parent, dot, _ = name.rpartition(".")
+    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else [Path.cwd()]
+    near = [f"{parent}{dot}{module.name}" for module in pkgutil.iter_modules(map(str, folders))]
+    return suggest(name, near) or " in the current folder or Python's path"

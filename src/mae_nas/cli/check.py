@@ -9,14 +9,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
+from torch import nn, zeros
+
 from mae_nas.cli.build import FACTS, build, import_target, prefixed
 from mae_nas.cli.hints import describe, example, fits
 from mae_nas.cli.spelling import suggest
 
 NODES = ("data", "space", "relaxation", "objective", "decoder", "mask", "trainer", "logger")
 NODES += ("efficiency", "supernet", "search")
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 OPTIMIZERS = ("search.weight_optimizer", "search.arch_optimizer")
+TRUSTED = ("mae_nas.", "torch.optim.")
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ def check(config: Mapping[str, Any], named: Collection[str] | None = None) -> No
     """
     nodes = dict(_nodes(config))
     problems = list(_structure_problems(config, nodes))
-    if named is not None:
-        problems += _foreign_names(nodes, named)
+    for path, node in nodes.items():
+        name = str(node["_target_"])
+        if named is not None and name not in named and not name.startswith(TRUSTED):
+            problems.append(_refusal(path, name))
     if not problems:  # nothing is imported before every name may be
-        problems = list(_root_problems(config))
+        problems = _root_problems(config)
         for path, node in nodes.items():
             problems += _node_problems(path, node, named)
     if problems:
@@ -81,22 +85,15 @@ def _structure_problems(config: Mapping[str, Any], nodes: Mapping[str, Any]) -> 
             yield f"{key}: needed"
 
 
-def _root_problems(config: Mapping[str, Any]) -> Iterator[str]:
+def _root_problems(config: Mapping[str, Any]) -> list[str]:
     values = {key: config[key] for key in inspect.signature(Root).parameters}
     problems = list(_value_problems(Root, values, ""))
-    yield from problems
     if not problems:
         try:
             Root(**values)
         except ValueError as error:
-            yield str(error)
-
-
-def _foreign_names(nodes: Mapping[str, Mapping[str, Any]], named: Collection[str]) -> Iterator[str]:
-    for path, node in nodes.items():
-        target = str(node["_target_"])
-        if target not in named and not target.startswith(("mae_nas.", "torch.optim.")):
-            yield _refusal(path, target)
+            problems = [str(error)]
+    return problems
 
 
 def _refusal(path: str, target: str) -> str:
@@ -106,11 +103,9 @@ def _refusal(path: str, target: str) -> str:
     )
 
 
-def _is_foreign(target: object, name: str, named: Collection[str]) -> bool:
+def _is_trusted(target: object) -> bool:
     """`mae_nas.x.os.system` begins well and leads elsewhere: what counts is where it was made."""
-    home = f"{getattr(target, '__module__', '')}."
-    ours = inspect.isclass(target) and home.startswith(("mae_nas.", "torch.optim."))
-    return name not in named and not ours
+    return inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)
 
 
 def _node_problems(
@@ -125,63 +120,52 @@ def _node_problems(
     except ValueError as error:
         yield f"{path}._target_: {error}"
         return
-    if named is not None and _is_foreign(target, name, named):
+    if named is not None and name not in named and not _is_trusted(target):
         yield _refusal(path, name)
         return
     values = {key: value for key, value in node.items() if key != "_target_"}
     problems = [*_name_problems(target, values, path), *_value_problems(target, values, path)]
     yield from problems
-    if not problems and (path in OPTIMIZERS or not _needs_facts(target, values)):
+    if not problems and (path in OPTIMIZERS or not _missing(target, values)):
         try:
-            _try(target, node, path)
+            # Only constructors know the ranges of their values.
+            if path in OPTIMIZERS:
+                target([nn.Parameter(zeros(1))], **values)
+            else:
+                build(object, node, {}, path)
         except (ValueError, TypeError, RuntimeError) as error:
             yield prefixed(path, str(error).splitlines()[0])
-
-
-def _try(target: Callable[..., object], node: Mapping[str, Any], path: str) -> None:
-    """Construct what needs nothing else: only constructors know the ranges of their values."""
-    if path in OPTIMIZERS:
-        from torch import nn, zeros
-
-        values = {key: value for key, value in node.items() if key != "_target_"}
-        target([nn.Parameter(zeros(1))], **values)
-    else:
-        build(node, {}, path)
 
 
 def _name_problems(
     target: Callable[..., object], values: Mapping[str, Any], path: str
 ) -> Iterator[str]:
-    parameters = inspect.signature(target).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    usable = [
-        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    for key in values:
-        if key not in usable and not takes_any:
-            full = [f"{path}.{name}" for name in usable if name not in FACTS]
-            near = suggest(f"{path}.{key}", full)
-            yield f"{path}.{key}: {_name(target)} takes no such argument{near}"
-    for name in _required(target):
-        if name not in values and not _is_injected(path, name):
-            yield f"{path}.{name}: needed, {_name(target)} has no default for it"
-
-
-def _required(target: Callable[..., object]) -> list[str]:
+    facts = FACTS.get(path, frozenset())
     parameters = inspect.signature(target).parameters.values()
-    return [p.name for p in parameters if p.default is p.empty and p.kind in _NAMED]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        usable = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        for key in sorted(values.keys() - usable):
+            near = suggest(f"{path}.{key}", [f"{path}.{name}" for name in usable - facts])
+            yield f"{path}.{key}: {_name(target)} takes no such argument{near}"
+    if path in NODES:  # what else a node inside a node needs, its receiver adds
+        for name in _missing(target, values):
+            if name not in facts:
+                yield f"{path}.{name}: needed, {_name(target)} has no default for it"
+
+
+def _missing(target: Callable[..., object], values: Mapping[str, Any]) -> list[str]:
+    """Arguments that have no default and that the node does not give."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(target).parameters.values()
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind not in variadic and p.name not in values
+    ]
 
 
 def _name(target: Callable[..., object]) -> str:
     return getattr(target, "__name__", str(target))
-
-
-def _is_injected(path: str, name: str) -> bool:
-    return name in FACTS or (path in OPTIMIZERS and name == "params")
-
-
-def _needs_facts(target: Callable[..., object], values: Mapping[str, Any]) -> bool:
-    return any(name not in values for name in _required(target))
 
 
 def _value_problems(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_nas.cli.library import CONFIG, conf_dir, open_library
+from mae_nas.cli.library import CONFIG, conf_dir, open_library, unresolved
 from mae_nas.cli.overrides import judge
-from mae_nas.keys import leaves
+from mae_nas.keys import find, is_inside, leaves
 
 RUN_DIR = "hydra.run.dir"
 _EXAMPLES = {"_target_": "my_module.MyClass", "root": "/path/to/images"}
@@ -50,14 +50,16 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
             tree = library.compose(judged.accepted)
         except ValueError as error:
             raise ValueError("\n".join([*problems, str(error)])) from error
-        problems += _value_problems(tree)
+        raw = unresolved(tree)
+        problems += _value_problems(tree, raw)
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
+        default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
         return Composed(
             config={str(key): _plain(tree[key]) for key in tree if key != "hydra"},
             overrides=list(overrides),
             run_dir=Path(tree.hydra.run.dir),
-            run_dir_given=_raw_run_dir(tree) != _default_dir(),
+            run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
             touched=tuple(judged.touched),
             targets=frozenset(judged.targets),
         )
@@ -67,21 +69,10 @@ def _plain(value: object) -> object:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _default_dir() -> object:
-    return _raw_run_dir(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
-
-
-def _raw_run_dir(tree: DictConfig | ListConfig) -> object:
-    run: Any = OmegaConf.to_container(OmegaConf.select(tree, "hydra.run"), resolve=False)
-    return run["dir"]
-
-
-def _value_problems(tree: DictConfig) -> Iterator[str]:
+def _value_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
     """Missing values (`???`) and interpolations that lead nowhere."""
-    ours = OmegaConf.to_container(tree, resolve=False)
-    assert isinstance(ours, dict)
-    hydra = ours.pop("hydra")
-    for key, value in [*leaves(ours), (RUN_DIR, hydra["run"]["dir"])]:
+    ours = [pair for pair in leaves(raw) if not is_inside(pair[0], ["hydra"])]
+    for key, value in [*ours, (RUN_DIR, find(raw, RUN_DIR))]:
         if value in ("???", "") and (value or key == RUN_DIR):
             example = _EXAMPLES.get(key.rpartition(".")[2], "VALUE")
             yield f"{key}: needed, e.g. {key}={example}"

@@ -1,11 +1,8 @@
 """Help, rendered from the YAML that it describes."""
 
-from typing import Any
-
-from omegaconf import OmegaConf
-
 from mae_nas.cli.compose import RUN_DIR
-from mae_nas.cli.library import open_library
+from mae_nas.cli.library import open_library, unresolved
+from mae_nas.keys import ABSENT, find
 
 OVERVIEW = """\
 mae-nas: label-free architecture search by masked image reconstruction
@@ -66,18 +63,16 @@ def search_help() -> str:
     with open_library() as library:
         groups = library.groups()
         tree = library.compose([])
-        plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=False)  # type: ignore[assignment]
         chosen = tree.hydra.runtime.choices
         lines = []
         for group, options in groups.items():
             marked = [f"{o}*" if o == chosen.get(group) else o for o in options]
             lines.append(f"  {group:<11} {', '.join(marked)}")
-    keys = [_key_line(plain, key, meaning) for key, meaning in _KEYS.items()]
+    keys = [_key_line(unresolved(tree), key, meaning) for key, meaning in _KEYS.items()]
     return _USAGE.format(groups="\n".join(lines), keys="\n".join(keys))
 
 
 def _key_line(tree: object, key: str, meaning: str) -> str:
-    for part in key.split("."):
-        tree = tree.get(part, "") if isinstance(tree, dict) else ""
-    value = "null" if tree is None else tree
-    return f"  {f'{key}={value}':<32} {meaning}".rstrip()
+    value = find(tree, key)
+    shown = "null" if value is None else "" if value is ABSENT else value
+    return f"  {f'{key}={shown}':<32} {meaning}".rstrip()

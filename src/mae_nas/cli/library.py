@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -61,6 +62,11 @@ def open_library(extra: Path | None = None) -> Iterator[Library]:
         raise ValueError(f"--config-dir: {extra} is not a folder")
     with initialize_config_dir(str(conf_dir()), job_name="mae-nas", version_base="1.3"):
         yield Library(GlobalHydra.instance().config_loader(), extra)
+
+
+def unresolved(tree: DictConfig) -> dict[str, Any]:
+    """The tree as plain dicts and lists, interpolations as they are written."""
+    return OmegaConf.to_container(tree, resolve=False)  # type: ignore[return-value]
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ log = logging.getLogger("mae_nas")
 @contextmanager
 def logging_to(path: Path, console: Console) -> Iterator[None]:
     """Messages go plain to the terminal and with timestamps to `path`."""
-    to_file = logging.FileHandler(path)
+    to_file = LogFile(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_console = ConsoleHandler(console)
     captured = logging.getLogger("py.warnings")
@@ -33,7 +33,15 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
         log.removeHandler(to_console)
         log.setLevel(level)
         log.propagate = propagates
-        to_file.close()
+        with suppress(OSError):
+            to_file.close()
+
+
+class LogFile(logging.FileHandler):
+    """A log that a full disk cuts short in silence: what matters fails where it is written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: D102, N802
+        del record
 
 
 class ConsoleHandler(logging.Handler):

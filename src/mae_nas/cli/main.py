@@ -5,26 +5,27 @@ completion answer at once.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mae_nas import __version__
-from mae_nas.cli.codes import CONFIGURATION, DONE, FAILED, INTERRUPTED
+from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED
 from mae_nas.cli.spelling import suggest
 
 if TYPE_CHECKING:
     from mae_nas.runs.resume import Decision
 
-COMMANDS = ("search", "draw")
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # with LANG=C it cannot say "…"
+            stream.reconfigure(errors="replace")
     try:
-        return _dispatch(arguments)
+        return _dispatch(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, OSError) as error:
@@ -42,13 +43,12 @@ def _dispatch(arguments: list[str]) -> int:
         return _say(f"mae-nas {__version__}")
     if command in ("-sc", "--shell-completion"):
         return _complete(rest)
-    runners: dict[str, Callable[[list[str]], int]] = {"search": _search, "draw": _draw}
-    if command not in runners:
+    if command not in COMMANDS:
         near = suggest(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
         raise ValueError(f"{command}: no such command{near}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the user's own classes; last, so that it hides nothing
-    return runners[command](rest)
+    return COMMANDS[command](rest)
 
 
 def _search(arguments: list[str]) -> int:
@@ -73,8 +73,8 @@ def _search(arguments: list[str]) -> int:
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
     if decision.message:
         _say(decision.message)
-    if decision.finished:
-        return DONE
+    if decision.ended:
+        return COLLAPSED if decision.ended == "collapsed" else DONE
     try:
         check(decision.config, composed.targets if decision.read_back else None)
         return _run(decision, composed.overrides)
@@ -143,3 +143,6 @@ def _complain(error: ValueError | OSError) -> None:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     for line in text.splitlines() or [type(error).__name__]:
         sys.stderr.write(f"mae-nas: {line}\n")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"search": _search, "draw": _draw}

@@ -7,9 +7,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from mae_nas.cli.library import Library
+from mae_nas.cli.library import Library, unresolved
 from mae_nas.cli.spelling import suggest
 from mae_nas.keys import ABSENT, find, is_inside, leaves
 
@@ -38,7 +38,7 @@ def judge(texts: list[str], library: Library) -> Judged:
         if override.key_or_group in groups:
             _judge_group(override, groups, judged)
     tree = _compose_groups(library, judged)
-    plain: dict[str, Any] = OmegaConf.to_container(tree, resolve=False)  # type: ignore[assignment]
+    plain = unresolved(tree)
     values = [override for override in overrides if override.key_or_group not in groups]
     free = _free_nodes(tree, values)
     for override in values:
@@ -133,7 +133,7 @@ def _judge_value(
         judged.problems += [f"{leaf}: no such key{suggest(leaf, names)}" for leaf in unknown]
         judged.problems += [problem] if problem else []
         return
-    new = find(tree, key) is ABSENT or (isinstance(value, dict) and (added or _in_any(key, free)))
+    new = find(tree, key) is ABSENT or (isinstance(value, dict) and (added or is_inside(key, free)))
     judged.accepted.append("++" + text.lstrip("+") if new else text)
     judged.touched.append(key)
     if _names_class(override):
@@ -153,11 +153,7 @@ def _value_problem(override: Override, tree: Mapping[str, Any]) -> str | None:
 def _may_be_added(key: str, tree: Mapping[str, Any], free: set[str], added: bool) -> bool:
     """A constructor may know the key (checked later): a class of the user's, or a key with `+`."""
     parent = find(tree, key.rpartition(".")[0])
-    return _in_any(key, free) or (added and isinstance(parent, dict) and "_target_" in parent)
-
-
-def _in_any(key: str, nodes: set[str]) -> bool:
-    return any(is_inside(key, node) for node in nodes)
+    return is_inside(key, free) or (added and isinstance(parent, dict) and "_target_" in parent)
 
 
 def _names(tree: Mapping[str, Any], hydra: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from mae_nas.cli.logs import logging_to
 from mae_nas.runs.callbacks import (
     Checkpoints,
     Clock,
+    Gallery,
     Metrics,
     Readings,
     StopOnSignal,
@@ -36,7 +38,7 @@ from mae_nas.runs.records import (
 )
 from mae_nas.runs.resume import config_hash
 from mae_nas.runs.trainer import LoggerSettings, reading_interval
-from mae_nas.search import NonFiniteLossError, take_reading
+from mae_nas.search import NonFiniteLossError, Reading, take_reading
 
 log = logging.getLogger("mae_nas")
 
@@ -66,31 +68,31 @@ def run_search(
             check_fits(read_checkpoint(checkpoint), run.module.state_dict(), identity, checkpoint)
         announce(run)
 
-        clock, stopper = Clock(), StopOnSignal()
-        readings = make_readings(run, clock)
-        last_step = readings.last_step
+        origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
+        clock, stopper, readings = Clock(), StopOnSignal(), make_readings(run)
+        pictures = Pictures(folder, run.parts.space, run.module, run.data, run.yardsticks)
+        gallery = Gallery(pictures.draw, readings, clock)
+        seconds, seed = run.settings.checkpoint_seconds, config["seed"]
         beside = [
             clock,
             Metrics(folder, run.settings.log_every, clock),
             stopper,
             readings,
-            Checkpoints(
-                folder, run.settings.checkpoint_seconds, readings, config["seed"], identity
-            ),
-            ProgressReport(last_step, clock, readings, console),
+            Checkpoints(folder, seconds, readings, seed, identity),
+            gallery,
+            ProgressReport(readings.last_step, clock, readings, console),
         ]
-        loggers = cast("LoggerSettings", build(config["logger"], {}, "logger"))
-        trainer = run.settings.make(
-            last_step, beside, loggers.loggers(folder.path, config["name"]), folder.path
-        )
+        logger = build(LoggerSettings, config["logger"], {}, "logger")
+        loggers = logger.loggers(folder.path, config["name"])
+        trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
         code = fit(trainer, run, checkpoint)
         if code == DONE:
             device = trainer.strategy.root_device
             run.module.to(device)  # Lightning leaves it on the CPU
-            readings.settle()
+            gallery.settle()
             code = stop_code(stopper, readings)
-            finish(run, overrides, readings, clock, device)
-        loggers.close(code)
+            finish(run, origin, readings, clock, device)
+        logger.close(code)
         return code
 
 
@@ -118,16 +120,19 @@ def announce(run: Run) -> None:
         log.info("loss of predictors that learn nothing: %s", known)
 
 
-def make_readings(run: Run, clock: Clock) -> Readings:
-    """The readings of this search and their pictures."""
-    pictures = Pictures(run.folder, run.parts.space, run.module, run.data, run.yardsticks)
+def make_readings(run: Run) -> Readings:
+    """The readings of this search."""
     total = run.module.epochs * run.module.steps_per_epoch
-    held_out = run.data.held_out_batches
+
+    def take(earlier: Sequence[Reading]) -> Reading:
+        held_out = run.data.held_out_batches()
+        reading = take_reading(run.module, run.parts.space, held_out, earlier)
+        run.module.check_finite(run.config["seed"])  # a bad genotype never replaces a good one
+        return reading
+
     return Readings(
         run.folder,
-        lambda earlier: take_reading(run.module, run.parts.space, held_out(), earlier),
-        pictures.draw,
-        clock,
+        take,
         interval=reading_interval(total),
         last_step=min(total, run.settings.max_steps or total),
         stop_on_collapse=run.config["on_collapse"] == "stop",
@@ -163,18 +168,31 @@ def stop_code(stopper: StopOnSignal, readings: Readings) -> int:
 
 
 def finish(
-    run: Run, overrides: list[str], readings: Readings, clock: Clock, device: torch.device
+    run: Run,
+    origin: Mapping[str, object],
+    readings: Readings,
+    clock: Clock,
+    device: torch.device,
 ) -> None:
-    """Write the record, and say where everything is and what the verdict is."""
+    """Write the record, and say where everything is and what the verdict is.
+
+    Args:
+        run: that has ended.
+        origin: what it was started from, taken before it began.
+        readings: of the run.
+        clock: of the run.
+        device: that it ran on.
+    """
     data, masking = run.data.describe(), run.parts.masking
+    state = "finished" if readings.is_complete else "stopped"
     record = {
         "name": run.config["name"],
-        "state": "finished" if readings.is_complete else "stopped",
+        "state": "collapsed" if readings.has_stopped_search else state,
         **search_record(readings.readings, run.folder, run.parts.space),
         "seed": run.config["seed"],
         "device": describe_device(device),
         "wall_seconds": clock.total,
-        "images_per_second": 2 * run.settings.batch_size / clock.seconds_per_step,
+        "images_per_second": 2 * run.settings.batch_size / max(clock.seconds_per_step, 1e-9),
         "waiting_share": clock.waiting_share,
         "peak_memory_bytes": peak_memory(device),
         "backend": run.efficiency.backend,
@@ -188,11 +206,9 @@ def finish(
         "data": data,
         "epochs": run.module.epochs,
         "steps_per_epoch": run.module.steps_per_epoch,
-        "overrides": overrides,
         "config": run.config,
         "config_hash": config_hash(run.config),
-        "git": git_state(),
-        "versions": versions(),
+        **origin,
     }
     write_json(run.folder.summary, record)
     last = readings.readings[-1]
@@ -201,5 +217,5 @@ def finish(
     log.info("genotype   %s", run.folder.genotype)
     log.info("pictures   %s", run.folder.plots)
     log.info("summary    %s", run.folder.summary)
-    if not readings.is_complete:
+    if record["state"] == "stopped":
         log.info("to go on   the same command with resume=auto hydra.run.dir=%s", run.folder.path)

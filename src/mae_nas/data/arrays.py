@@ -4,13 +4,14 @@ import logging
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 MAX_PIXELS = 89_478_485  # per image: Pillow's own limit against decompression bombs
+TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 _UINT, _FLOAT = 1, 3  # TIFF sample formats
 _ALPHA = (1, 2)  # TIFF extra samples
 
@@ -20,11 +21,6 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 class UnreadableImageError(ValueError):
     """Why one file cannot be used, in a few words; the file is skipped and reported."""
-
-    @classmethod
-    def too_large(cls) -> Self:
-        """Of a decompression bomb."""
-        return cls(f"more than {MAX_PIXELS:,} pixels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ def check_size(header: Header) -> Header:
     if min(header.height, header.width, header.channels) < 1:
         raise UnreadableImageError("an image without pixels")
     if header.height * header.width > MAX_PIXELS:
-        raise UnreadableImageError.too_large()
+        raise UnreadableImageError(TOO_LARGE)
     return header
 
 
@@ -108,25 +104,21 @@ def _suits_pillow(page: tifffile.TiffPage) -> bool:
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype | None) -> Header:
-    height, width, channels = _layout(shape)
+    if len(shape) not in (2, 3):
+        raise UnreadableImageError(f"has {len(shape)} axes; an image has 2, or 3 with channels")
     if dtype is None or dtype.kind not in "buif":
         raise UnreadableImageError(f"holds values of type {dtype}, not numbers")
+    shape = (*shape, 1)[:3]
+    height, width, channels = (shape[axis] for axis in _axes(shape))
     names = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}
     return Header(height, width, channels, names.get(dtype.name, "float32"))
 
 
-def _layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) == 2:
-        return (*shape, 1)
-    if len(shape) != 3:
-        raise UnreadableImageError(f"has {len(shape)} axes; an image has 2, or 3 with channels")
-    first, middle, last = shape
-    return (middle, last, first) if first < last else (first, middle, last)
-
-
 def _channels_last(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    if array.ndim == 2:
-        return array[..., None]
-    # Channels are the shorter of the outer axes: C×H×W or H×W×C.
-    is_first = array.shape[0] < array.shape[-1]
-    return np.ascontiguousarray(np.moveaxis(array, 0, -1) if is_first else array)
+    array = array.reshape((*array.shape, 1)[:3])
+    return np.ascontiguousarray(array.transpose(_axes(array.shape)))
+
+
+def _axes(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Height, width and channels, which are the shorter outer axis: C×H×W or H×W×C."""
+    return (1, 2, 0) if shape[0] < shape[-1] else (0, 1, 2)

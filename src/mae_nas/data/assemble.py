@@ -5,161 +5,136 @@ import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from os import cpu_count
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae_nas.data import convert
-from mae_nas.data.arrays import Header, UnreadableImageError
-from mae_nas.data.cache import Cache, Manifest
+from mae_nas.data.arrays import UnreadableImageError
+from mae_nas.data.cache import Cache
 from mae_nas.data.decode import decode, quiet, read_header
+from mae_nas.data.files import find_images, take_fraction
 from mae_nas.data.source import Progress
-from mae_nas.data.store import ImageStore, Moments
+from mae_nas.data.store import ImageStore, Moments, map_pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Sink(Protocol):
-    """Where decoded pixels go: a file of the cache, or memory."""
-
-    def write(self, data: bytes, /) -> int:
-        """Append pixels."""
-        ...
-
-
-@dataclass(frozen=True)
-class FileSet:
-    """Image files that become one store.
+def load_files(
+    root: Path,
+    side: int | Literal["auto"],
+    channels: int | Literal["auto"],
+    cache: str | None,
+    on_progress: Progress | None = None,
+    fraction: float = 1.0,
+) -> ImageStore:
+    """All images below a folder: read from the cache, or decoded in threads and written to it.
 
     Args:
-        root: folder that the names are relative to.
-        names: files in the order of the store.
+        root: the folder.
         side: in pixels; `auto` is chosen from the files' headers.
         channels: `auto` is chosen from the files' headers.
+        cache: folder; `auto` is the user's cache folder, None keeps the images in memory.
+        on_progress: called with (done, total).
+        fraction: of each class folder.
+
+    Raises:
+        ValueError: if no file is readable.
+        OSError: if the folder cannot be listed or the cache cannot be written.
     """
-
-    root: Path
-    names: Sequence[str]
-    side: int | Literal["auto"]
-    channels: int | Literal["auto"]
-
-    def store(self, cache: str | None, on_progress: Progress | None = None) -> ImageStore:
-        """Read the cache, or decode all files, in threads, and write it.
-
-        Args:
-            cache: folder; `auto` is the user's cache folder, None keeps the images in memory.
-            on_progress: called with (done, total).
-
-        Raises:
-            ValueError: if no file is readable.
-            OSError: if the cache cannot be written.
-        """
-        place = Cache.at(cache, self.root, self.names, f"{self.side} {self.channels}")
-        if place is not None and (store := place.read()) is not None:
-            return store
+    names, unlisted = find_images(root)
+    names = take_fraction(names, fraction)
+    place = Cache.at(cache, root, names, f"{side} {channels}")
+    store = None if place is None else place.read()
+    if store is None:
         with quiet(), ThreadPoolExecutor(cpu_count()) as pool:
-            job = _Decoding(self, pool, on_progress or (lambda _done, _total: None))
-            if place is None:
-                memory = io.BytesIO()
-                manifest = job.run(memory)
-                return manifest.store(np.frombuffer(memory.getbuffer(), manifest.dtype))
-            return place.write(job.expected_bytes, job.run)
+            job = _Decoding(root, names, pool, on_progress or (lambda _done, _total: None))
+            expected = job.read_headers(side, channels)
+            store = job.run(io.BytesIO()) if place is None else place.write(expected, job.run)
+    return replace(store, skipped=[*unlisted, *store.skipped])
 
 
 class _Decoding:
     """Two passes over the files: headers decide side, channels and depth; then the pixels."""
 
-    def __init__(self, files: FileSet, pool: ThreadPoolExecutor, on_progress: Progress) -> None:
-        self.files, self.pool, self.on_progress = files, pool, on_progress
-        self.done = 0
+    def __init__(
+        self, root: Path, names: Sequence[str], pool: ThreadPoolExecutor, on_progress: Progress
+    ) -> None:
+        self.root, self.names, self.pool = root, names, pool
+        self.on_progress, self.done, self.total = on_progress, 0, 2 * len(names)
         self.skipped: list[tuple[str, str]] = []
-        headers: list[Header] = []
-        self.names: list[str] = []
-        for name, header in self._each(files.names, self._header):
-            if isinstance(header, UnreadableImageError):
-                self.skipped.append((name, str(header)))
-                self._advance()  # the pixels of this file will not be asked for
-            else:
-                self.names.append(name)
-                headers.append(header)
-        self._require(bool(headers))
-        self.side = convert.choose_side(headers, files.side)
-        self.channels = convert.choose_channels(headers, files.channels)
+
+    def read_headers(self, side: int | Literal["auto"], channels: int | Literal["auto"]) -> int:
+        """Choose what is `auto`; the bytes that all pixels will take."""
+        found = dict(self._each(lambda name: read_header(self.root / name)))
+        for _ in self.skipped:
+            self._advance()  # their pixels will not be asked for
+        self.names, headers = list(found), list(found.values())
+        self.side = convert.choose_side(headers, side)
+        self.channels = convert.choose_channels(headers, channels)
         self.dtype = convert.choose_dtype(headers)
         sizes = (convert.scaled_size(h.height, h.width, self.side) for h in headers)
         item = self.channels * np.dtype(self.dtype).itemsize
-        self.expected_bytes = item * sum(height * width for height, width in sizes)
+        return item * sum(height * width for height, width in sizes)
 
-    def run(self, sink: Sink) -> Manifest:
-        """Write all pixels; tell what has been written."""
-        names: list[str] = []
-        sizes: list[tuple[int, int]] = []
-        digests: list[bytes] = []
-        for name, result in self._each(self.names, self._pixels):
-            if isinstance(result, UnreadableImageError):
-                self.skipped.append((name, str(result)))
-                continue
-            array, digest = result
-            sink.write(convert.to_stored(array).tobytes())
-            names.append(name)
-            sizes.append(array.shape[:2])
-            digests.append(digest)
-        self._require(bool(names))
-        return Manifest(
-            files=names,
-            sizes=np.array(sizes, np.int64),
-            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
-            skipped=self.skipped,
-            side=self.side,
-            channels=self.channels,
-            dtype="int16" if self.dtype == "uint16" else self.dtype,
-        )
+    def run(self, file: BinaryIO) -> ImageStore:
+        """Write all pixels to a file; the store that reads them there."""
+        store = _stack(((name, *image) for name, image in self._each(self._image)), self.side, file)
+        return replace(store, skipped=self.skipped)
 
-    def _each(
-        self, names: Sequence[str], function: Callable[[str], R]
-    ) -> Iterator[tuple[str, R | UnreadableImageError]]:
+    def _image(self, name: str) -> tuple[NDArray[np.generic], bytes]:
+        try:
+            content = (self.root / name).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(error.strerror or str(error)) from error
+        array = convert.conform(decode(content), self.side, self.channels, self.dtype)
+        return array, _digest_of(content)
+
+    def _each(self, function: Callable[[str], R]) -> Iterator[tuple[str, R]]:
+        """What the function says of each file that is readable; the reasons of the others."""
+
         def attempt(name: str) -> R | UnreadableImageError:
             try:
                 return function(name)
             except UnreadableImageError as reason:
                 return reason
 
-        for name, result in zip(names, _in_order(self.pool, attempt, names), strict=True):
-            yield name, result
+        readable = 0
+        for name, result in zip(self.names, _in_order(self.pool, attempt, self.names), strict=True):
+            if isinstance(result, UnreadableImageError):
+                self.skipped.append((name, str(result)))
+            else:
+                readable += 1
+                yield name, result
             self._advance()
-
-    def _advance(self) -> None:
-        self.done += 1
-        self.on_progress(self.done, 2 * len(self.files.names))
-
-    def _header(self, name: str) -> Header:
-        return read_header(self.files.root / name)
-
-    def _pixels(self, name: str) -> tuple[NDArray[np.generic], bytes]:
-        try:
-            content = (self.files.root / name).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
-        array = convert.conform(decode(content), self.side, self.channels, self.dtype)
-        return array, digest_of(content)
-
-    def _require(self, found: bool) -> None:
-        if not found:
+        if not readable:
             name, reason = self.skipped[0]
             raise ValueError(
-                f"data.root: no readable image in {self.files.root}: all {len(self.skipped)} "
+                f"data.root: no readable image in {self.root}: all {len(self.skipped)} "
                 f"image files were skipped, the first one, {name}: {reason}"
             )
 
+    def _advance(self) -> None:
+        self.done += 1
+        self.on_progress(self.done, self.total)
 
-def digest_of(content: bytes) -> bytes:
-    """16 bytes that are equal for exact duplicates only."""
-    return hashlib.blake2b(content, digest_size=16).digest()
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]
+) -> Iterator[R]:
+    """Like `pool.map`, with a bounded number of results waiting: memory stays flat."""
+    waiting: deque[Future[R]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= 4 * (cpu_count() or 1):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def store_of_arrays(
@@ -176,36 +151,44 @@ def store_of_arrays(
         side: in pixels.
         labels: (N,), int64.
     """
-    tables: list[NDArray[np.generic]] = []
+    resized = (
+        (name, convert.resize(image, side), _digest_of(image.tobytes()))
+        for name, image in zip(names, images, strict=True)
+    )
+    return replace(_stack(resized, side, io.BytesIO()), labels=labels)
+
+
+def _stack(
+    images: Iterable[tuple[str, NDArray[np.generic], bytes]], side: int, file: BinaryIO
+) -> ImageStore:
+    """Write (name, pixels, digest) to a file, or memory, and open it as a store."""
+    files: list[str] = []
     sizes: list[tuple[int, int]] = []
     digests: list[bytes] = []
-    for image in images:
-        digests.append(digest_of(np.ascontiguousarray(image).tobytes()))
-        resized = convert.resize(image, side)
-        sizes.append(resized.shape[:2])
-        tables.append(convert.to_stored(resized))
-    pixels = np.concatenate(tables)
+    stored = np.empty((0, 0), np.uint8)
+    for name, array, digest in images:
+        stored = convert.to_stored(array)
+        file.write(stored.tobytes())
+        files.append(name)
+        sizes.append(array.shape[:2])
+        digests.append(digest)
     size = np.array(sizes, np.int64)
+    dtype, shape = stored.dtype, (int(size.prod(axis=1).sum()), stored.shape[1])
+    if isinstance(file, io.BytesIO):
+        pixels = np.frombuffer(file.getbuffer(), dtype).reshape(shape)
+    else:
+        file.flush()
+        pixels = map_pixels(file.name, dtype, shape)
     return ImageStore(
         pixels=pixels,
-        height=size[:, 0],
-        width=size[:, 1],
+        sizes=size,
         side=side,
-        files=names,
+        files=files,
         moments=Moments.of(pixels),
         digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16),
-        labels=labels,
     )
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]
-) -> Iterator[R]:
-    """Like `pool.map`, with a bounded number of results waiting: memory stays flat."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= 4 * (cpu_count() or 1):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _digest_of(content: bytes) -> bytes:
+    """16 bytes that are equal for exact duplicates only."""
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -52,11 +52,7 @@ def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
 def conform(
     array: NDArray[np.generic], side: int, channels: int, dtype: str
 ) -> NDArray[np.generic]:
-    """Convert channels, widen the depth and resize, in this order.
-
-    Raises:
-        UnreadableImageError: if the channels have no conversion, or the result is too large.
-    """
+    """Convert channels, widen the depth and resize, in this order, or say why that cannot be."""
     return resize(_widen(_with_channels(array, channels), dtype), side)
 
 

@@ -13,16 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
-from mae_nas.data.arrays import (
-    Header,
-    UnreadableImageError,
-    check_size,
-    npy_header,
-    read_npy,
-    read_tiff,
-    supported,
-    tiff_header,
-)
+from mae_nas.data import arrays
+from mae_nas.data.arrays import Header, UnreadableImageError, check_size
 
 _PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -45,8 +37,8 @@ def read_header(path: Path) -> Header:
         if not start:
             raise UnreadableImageError("empty file")
         if start.startswith(_NPY):
-            return check_size(npy_header(path))
-        header = tiff_header(file) if start.startswith(_TIFF) else None
+            return check_size(arrays.npy_header(path))
+        header = arrays.tiff_header(file) if start.startswith(_TIFF) else None
         file.seek(0)
         return check_size(header or _pillow_header(file, start))
 
@@ -63,8 +55,8 @@ def decode(content: bytes) -> NDArray[np.generic]:
         if not content:
             raise UnreadableImageError("empty file")
         if content.startswith(_NPY):
-            return read_npy(BytesIO(content))
-        array = read_tiff(BytesIO(content)) if content.startswith(_TIFF) else None
+            return arrays.read_npy(BytesIO(content))
+        array = arrays.read_tiff(BytesIO(content)) if content.startswith(_TIFF) else None
         if array is not None:
             return array
         if _deep_png_channels(content):
@@ -92,7 +84,7 @@ def _reasons() -> Iterator[None]:
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImageError.too_large() from None
+        raise UnreadableImageError(arrays.TOO_LARGE) from None
     except Image.UnidentifiedImageError:
         raise UnreadableImageError("not an image, or a damaged one") from None
     except Exception as error:
@@ -121,7 +113,7 @@ def _pixels(image: Image.Image, file_format: str | None) -> NDArray[np.generic]:
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):
         return np.asarray(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
-        return supported(np.asarray(image))[..., None]
+        return arrays.supported(np.asarray(image))[..., None]
     kind = "L" if image.mode in _GREY else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,8 +1,11 @@
 """Find the image files of a folder."""
 
+import hashlib
+import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = (
@@ -24,12 +27,12 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def check_folder(root: Path) -> None:
     """Raise unless `root` is a folder that can be listed."""
-    if not root.exists():
-        raise FileNotFoundError(f"data.root: {root} does not exist; give a folder of images")
-    if not root.is_dir():
-        raise NotADirectoryError(f"data.root: {root} is a file; give the folder that holds it")
     try:
         os.scandir(root).close()
+    except FileNotFoundError:
+        raise OSError(f"data.root: {root} does not exist; give a folder of images") from None
+    except NotADirectoryError:
+        raise OSError(f"data.root: {root} is a file; give the folder that holds it") from None
     except OSError as error:
         raise OSError(f"data.root: {root} cannot be listed: {error.strerror}") from error
 
@@ -66,6 +69,25 @@ def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
     return sorted(walk.images, key=natural_key), walk.unlisted
 
 
+def take_fraction(files: Sequence[str], fraction: float) -> list[str]:
+    """A fraction of each class folder, at least one file, the same ones whatever else is there.
+
+    The choice is by a hash of the name, so that smaller fractions are parts of larger ones.
+    """
+    classes: defaultdict[str, list[str]] = defaultdict(list)
+    for name in files:
+        classes[name.partition("/")[0]].append(name)
+    taken: list[str] = []
+    for names in classes.values():
+        count = max(1, math.floor(fraction * len(names) + 0.5))
+        taken += sorted(names, key=_hash)[:count]
+    return sorted(taken, key=natural_key)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="surrogateescape")).digest()
+
+
 class _Walk:
     def __init__(self) -> None:
         self.entered: set[tuple[int, int]] = set()
@@ -87,15 +109,18 @@ class _Walk:
             self.unlisted.append((name, f"cannot be listed: {error.strerror}"))
             return
         prefix = f"{name}/" if name else ""
-        folders = [entry for entry in shown if entry.is_dir()]
-        for entry in sorted(folders, key=lambda entry: natural_key(entry.name)):
-            inner = folder / entry.name, prefix + entry.name
-            if entry.is_symlink():
-                self.links.append(inner)
+        for entry in sorted(shown, key=lambda entry: natural_key(entry.name)):
+            inner = prefix + entry.name
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:  # a link to itself, or to where nobody may look
+                self.unlisted.append((inner, f"cannot be read: {error.strerror}"))
+                continue
+            if is_folder and entry.is_symlink():
+                self.links.append((folder / entry.name, inner))
+            elif is_folder:
+                self.enter(folder / entry.name, inner)
+            elif is_image(entry.name):
+                self.images.append(inner)
             else:
-                self.enter(*inner)
-        for entry in shown:
-            if is_image(entry.name) and not entry.is_dir():
-                self.images.append(prefix + entry.name)
-            elif not entry.is_dir():
                 self.others[Path(entry.name).suffix.lower() or "files without a suffix"] += 1

@@ -1,7 +1,4 @@
-"""Windows of images: where they are cut, and how they become normalised batches.
-
-Two gathers with equal results: from tables on the device, or from the host's memory map.
-"""
+"""Windows of images: where they are cut, and how they become normalised batches."""
 
 from typing import NamedTuple
 
@@ -14,22 +11,14 @@ from mae_nas.randomness import Purpose, fold, integers_below
 
 
 class Boxes(NamedTuple):
-    """Upper left corners of windows, in pixels; negative where a window leaves its image.
-
-    Shapes:
-        top, left: (B,), int64.
-    """
+    """Upper left corners of windows, (B,), int64; negative where a window leaves its image."""
 
     top: Tensor
     left: Tensor
 
 
 class Extents(NamedTuple):
-    """Where images lie in the table of pixels.
-
-    Shapes:
-        offset, height, width: (N,), int64; or (B,) of the images of one batch.
-    """
+    """Where images lie in the table of pixels: (N,), int64, or (B,) of one batch."""
 
     offset: Tensor
     height: Tensor
@@ -102,6 +91,33 @@ def gather_host(store: ImageStore, index: Tensor, boxes: Boxes) -> Tensor:
             upper:lower, first:last
         ]
     return torch.from_numpy(windows)
+
+
+class Cutter:
+    """Cuts windows with equal results from a table on a device, or from the host's memory map.
+
+    Args:
+        store: the images.
+        padding: border around an image from which random windows may be cut, in pixels.
+        resident: the device that keeps all images; None leaves them on the host.
+    """
+
+    def __init__(self, store: ImageStore, padding: int, resident: torch.device | None) -> None:
+        self.store, self.padding, self.device = store, padding, resident or torch.device("cpu")
+        self.extents = Extents.of(store, self.device)
+        self.pixels = torch.from_numpy(store.pixels).to(resident) if resident else None
+
+    def cut(self, index: Tensor, key: int | None) -> Tensor:
+        """Random windows by `key`, or without one the centres: (B, S, S, C), as stored."""
+        index, side = index.to(self.device), self.store.side
+        extents = self.extents.at(index)
+        if key is None:
+            boxes = centre_boxes(extents, side)
+        else:
+            boxes = crop_boxes(key, index, extents, side, self.padding)
+        if self.pixels is None:
+            return gather_host(self.store, index, boxes)
+        return gather_resident(self.pixels, extents, boxes, side, self.store.black)
 
 
 class Normalisation(NamedTuple):

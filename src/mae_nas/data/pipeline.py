@@ -1,7 +1,10 @@
 """The LightningDataModule of search: a store, its split, and both batches of every step."""
 
+import atexit
 import math
+import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 from typing import Literal
 
@@ -12,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mae_nas.batch import Batch
-from mae_nas.data.batches import BatchMaker
+from mae_nas.data.gather import Cutter
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.splits import Split, split_images
-from mae_nas.data.steps import HostSteps, RawStep, ResidentSteps, StepOrder, StepSampler
+from mae_nas.data.steps import BatchMaker, HostSteps, RawStep, ResidentSteps, StepOrder, StepSampler
 from mae_nas.data.store import ImageStore
 
 _RESIDENT_SHARE = 0.25  # of the device's memory
@@ -124,12 +127,13 @@ class SearchData(LightningDataModule):
         dataset = ResidentSteps()
         if not self.is_resident:
             order = StepOrder(self.split, self.seed, self.batch_size)
-            dataset = HostSteps(self.store, order, self.source.crop_padding)
+            dataset = HostSteps(self._cutter(), order)
         return DataLoader(
             dataset,
             batch_size=None,
             sampler=StepSampler(self.steps_per_epoch, self._current_step),
             num_workers=self._worker_count(),
+            worker_init_fn=_ignore_signals,
             pin_memory=self.device.type == "cuda" and not self.is_resident,
         )
 
@@ -191,15 +195,34 @@ class SearchData(LightningDataModule):
             return self.workers
         return 0 if self.is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
 
+    def _cutter(self) -> Cutter:
+        resident = self.device if self.is_resident else None
+        return Cutter(self.store, self.source.crop_padding, resident)
+
     @property
     def _maker(self) -> BatchMaker:
         where = self.device, self.dtype
         if where not in self._makers:
             order = StepOrder(self.split, self.seed, self.batch_size, self.device)
-            self._makers[where] = BatchMaker(
-                self.source, self.store, order, self.dtype, self.is_resident
-            )
+            flip = self.source.flip
+            self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, flip)
         return self._makers[where]
+
+
+def _ignore_signals(_worker: int) -> None:
+    """Of a signal to the whole group: the main process alone decides how the run ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Or multiprocessing, whose SIGTERM they ignore, would wait for them for ever."""
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch would complain of their end
+    for worker in workers:
+        worker.kill()
 
 
 def _memory_of(device: torch.device) -> int:

@@ -80,16 +80,7 @@ def _held_out(groups: Sequence[NDArray[np.int64]], most: int) -> set[int]:
 
 
 def group_images(files: Sequence[str], rule: str, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """A group for each image, numbered by first appearance; exact duplicates share theirs.
-
-    Args:
-        files: names with `/`, relative to the root.
-        rule: `none`, `parent` or a regular expression.
-        digests: (N, 16) bytes of each image.
-
-    Returns:
-        (N,), int64.
-    """
+    """A group for each image, numbered by first appearance; exact duplicates share theirs: (N,)."""
     leader = list(range(len(files)))
 
     def find(i: int) -> int:

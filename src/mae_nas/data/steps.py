@@ -1,15 +1,17 @@
-"""The order of images: a pure function of the training step, so resuming needs no state."""
+"""From a training step to its batches, a pure function of it, so resuming needs no state."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mae_nas.data.gather import Extents, crop_boxes, gather_host
+from mae_nas.batch import Batch
+from mae_nas.data.gather import Cutter, Normalisation, mirror, sample_flips
 from mae_nas.data.splits import Split
-from mae_nas.data.store import ImageStore
 from mae_nas.randomness import Purpose, derive_key, permutation
 
 _ORDERS_KEPT = 4  # an epoch of the weights, and two passes of the architecture's stream
@@ -42,6 +44,10 @@ class StepOrder:
         }
         self._orders: dict[tuple[Purpose, int], Tensor] = {}
 
+    def draw(self, purpose: Purpose, step: int) -> tuple[int, Tensor]:
+        """The key of all that is random in one level of a step, and its images."""
+        return derive_key(self.seed, purpose, step), self.index(purpose, step)
+
     def index(self, purpose: Purpose, step: int) -> Tensor:
         """Positions in the store of the images of a step: (batch_size,), int64."""
         if purpose is Purpose.WEIGHTS:
@@ -67,14 +73,11 @@ class StepOrder:
 class StepSampler(Sampler[int]):
     """Steps from the current one to the end of its epoch; its length is that of a whole epoch.
 
-    Args:
-        steps_per_epoch: full batches of the weight half.
-        current_step: asked when iteration starts, when a checkpoint's step is restored already.
+    The current one is asked for when iteration starts: a checkpoint's step is restored by then.
     """
 
     def __init__(self, steps_per_epoch: int, current_step: Callable[[], int]) -> None:
-        self.steps_per_epoch = steps_per_epoch
-        self.current_step = current_step
+        self.steps_per_epoch, self.current_step = steps_per_epoch, current_step
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -84,23 +87,11 @@ class StepSampler(Sampler[int]):
         return iter(range(start, (start // self.steps_per_epoch + 1) * self.steps_per_epoch))
 
 
-class RawBatch(NamedTuple):
-    """Windows as stored, neither mirrored nor normalised: what a worker can prepare.
-
-    Shapes:
-        windows: (B, S, S, C); positions: (B,), int64, in the store.
-    """
-
-    windows: Tensor
-    positions: Tensor
-
-
 class RawStep(NamedTuple):
-    """Both batches of a step, from a worker."""
+    """What a worker prepares of a step: windows as stored, (B, S, S, C), of each of LEVELS."""
 
     step: int
-    weights: RawBatch
-    arch: RawBatch
+    windows: dict[str, Tensor]
 
 
 class ResidentSteps(Dataset[int]):
@@ -111,26 +102,59 @@ class ResidentSteps(Dataset[int]):
 
 
 class HostSteps(Dataset[RawStep]):
-    """Data on the host: workers cut the windows. Picklable, so that workers may be spawned.
+    """Data on the host: workers cut the windows. Picklable, so that workers may be spawned."""
 
-    Args:
-        store: the images.
-        order: on the CPU.
-        crop_padding: in pixels.
-    """
-
-    def __init__(self, store: ImageStore, order: StepOrder, crop_padding: int) -> None:
-        self.store, self.order, self.crop_padding = store, order, crop_padding
-        self._extents = Extents.of(store, torch.device("cpu"))
+    def __init__(self, cutter: Cutter, order: StepOrder) -> None:
+        self.cutter, self.order = cutter, order
 
     def __getitem__(self, step: int) -> RawStep:
-        weights, arch = (self.cut(purpose, step) for _, purpose in LEVELS)
-        return RawStep(step, weights, arch)
+        draws = [(name, *self.order.draw(purpose, step)) for name, purpose in LEVELS]
+        return RawStep(step, {name: self.cutter.cut(index, key) for name, key, index in draws})
 
-    def cut(self, purpose: Purpose, step: int) -> RawBatch:
-        """One level's windows, where its key says."""
-        index = self.order.index(purpose, step)
-        key = derive_key(self.order.seed, purpose, step)
-        side, extents = self.store.side, self._extents.at(index)
-        boxes = crop_boxes(key, index, extents, side, self.crop_padding)
-        return RawBatch(gather_host(self.store, index, boxes), index)
+
+class BatchMaker:
+    """Cuts, mirrors and normalises the images of steps, all drawn from (seed, step, position).
+
+    Args:
+        cutter: of windows.
+        order: which images a step sees; its device is that of the batches.
+        dtype: of the images.
+        flip: mirror half of the images.
+    """
+
+    def __init__(self, cutter: Cutter, order: StepOrder, dtype: torch.dtype, flip: bool) -> None:
+        self.cutter, self.order, self.flip = cutter, order, flip
+        self.normalisation = Normalisation.of(cutter.store, order.device, dtype)
+        labels = cutter.store.labels
+        self.labels = None if labels is None else torch.from_numpy(labels).to(order.device)
+
+    def step(self, item: int | RawStep, micro_batches: int) -> dict[str, list[Batch]]:
+        """Both batches of a step, each cut into equal micro-batches, without synchronisation."""
+        step = item if isinstance(item, int) else item.step
+        batches: dict[str, list[Batch]] = {}
+        for name, purpose in LEVELS:
+            key, index = self.order.draw(purpose, step)
+            windows = item.windows[name] if isinstance(item, RawStep) else self._cut(index, key)
+            if self.flip:
+                windows = mirror(windows, sample_flips(key, index))
+            batches[name] = _micro_batches(self._batch(windows, index, key), micro_batches)
+        return batches
+
+    def held_out(self, positions: NDArray[np.int64]) -> Batch:
+        """Images at some positions of the store: centre crop, no mirroring, one key for all."""
+        index = torch.from_numpy(positions).to(self.order.device)
+        key = derive_key(self.order.seed, Purpose.HELD_OUT)
+        return self._batch(self._cut(index, None), index, key)
+
+    def _cut(self, index: Tensor, key: int | None) -> Tensor:
+        return self.cutter.cut(index, key).to(self.order.device)
+
+    def _batch(self, windows: Tensor, index: Tensor, key: int) -> Batch:
+        label = None if self.labels is None else self.labels[index]
+        return Batch(self.normalisation.apply(windows), index, key, label)
+
+
+def _micro_batches(batch: Batch, count: int) -> list[Batch]:
+    labels = [None] * count if batch.label is None else batch.label.chunk(count)
+    pieces = zip(batch.image.chunk(count), batch.index.chunk(count), labels, strict=True)
+    return [Batch(image, index, batch.key, label) for image, index, label in pieces]

@@ -1,5 +1,6 @@
 """The decoded images of a data set, of any size and depth, in one flat table of pixels."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,8 +58,7 @@ class ImageStore:
 
     Args:
         pixels: table of all pixels, row after row, image after image.
-        height: of each image, in pixels.
-        width: of each image, in pixels.
+        sizes: height and width of each image, in pixels.
         side: of the square windows that are cut from the images, in pixels.
         files: a name per image; its folders are what `data.group` reads.
         moments: mean, standard deviation and range of the pixels.
@@ -68,13 +68,12 @@ class ImageStore:
         cache: the folder that `pixels` is mapped from, if it is.
 
     Shapes:
-        pixels: (P, C), uint8, int16 (value − 32768) or float32; height, width: (N,), int64;
+        pixels: (P, C), uint8, int16 (value − 32768) or float32; sizes: (N, 2), int64;
         digests: (N, 16), uint8; labels: (N,), int64.
     """
 
     pixels: NDArray[np.generic]
-    height: NDArray[np.int64]
-    width: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     side: int
     files: Sequence[str]
     moments: Moments
@@ -97,6 +96,16 @@ class ImageStore:
         if isinstance(state["pixels"], tuple):
             state["pixels"] = map_pixels(*state["pixels"])
         self.__dict__.update(state)
+
+    @property
+    def height(self) -> NDArray[np.int64]:
+        """Of each image, in pixels: (N,), int64."""
+        return self.sizes[:, 0]
+
+    @property
+    def width(self) -> NDArray[np.int64]:
+        """Of each image, in pixels: (N,), int64."""
+        return self.sizes[:, 1]
 
     @property
     def channels(self) -> int:
@@ -125,6 +134,12 @@ class ImageStore:
     def offset(self) -> NDArray[np.int64]:
         """First row of each image in the table: (N,), int64."""
         return np.cumsum(self.height * self.width) - self.height * self.width
+
+    def labelled_by_folder(self) -> Self:
+        """The same store, whose labels are the numbers of the class folders CLASS/…/FILE."""
+        classes = [name.partition("/")[0] for name in self.files]
+        labels = np.unique(classes, return_inverse=True)[1].astype(np.int64)
+        return dataclasses.replace(self, labels=labels)
 
 
 def map_pixels(file: str | Path, dtype: np.dtype, shape: tuple[int, int]) -> NDArray[np.generic]:

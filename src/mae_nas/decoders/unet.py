@@ -72,6 +72,10 @@ class UNetDecoder(Decoder):
         self.shuffle = nn.PixelShuffle(q)
         initialise(self)
 
+    @property
+    def is_pointwise(self) -> bool:  # noqa: D102
+        return not self.blocks
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:  # noqa: D102
         x = self.enter(features[self.taps[-1] - 1])
         for block, tap in zip(self.blocks, range(self.taps[-1] - 1, 0, -1), strict=True):

@@ -30,8 +30,9 @@ class Clock(pl.Callback):
     def __init__(self) -> None:
         self.earlier = 0.0
         self.waiting = 0.0
+        self.training = 0.0
         self.steps = 0
-        self._born = self._ended = time.monotonic()
+        self._born = self._began = self._ended = time.monotonic()
 
     @property
     def here(self) -> float:
@@ -45,21 +46,23 @@ class Clock(pl.Callback):
 
     @property
     def waiting_share(self) -> float:
-        """Share of the training time spent waiting for data."""
-        return self.waiting / max(self.here, 1e-9)
+        """Share of the time of all steps that was spent waiting for their data."""
+        return self.waiting / max(self.waiting + self.training, 1e-9)
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean duration of a step in this process."""
-        return self.here / max(self.steps, 1)
+        """Mean duration of a step, without readings and checkpoints."""
+        return (self.waiting + self.training) / max(self.steps, 1)
 
     def on_train_start(self, *_: object) -> None:  # noqa: D102
         self._born = self._ended = time.monotonic()
 
     def on_train_batch_start(self, *_: object) -> None:  # noqa: D102
-        self.waiting += time.monotonic() - self._ended
+        self._began = time.monotonic()
+        self.waiting += self._began - self._ended
 
     def on_train_batch_end(self, *_: object) -> None:  # noqa: D102
+        self.training += time.monotonic() - self._began
         self.steps += 1
 
     def mark(self) -> None:
@@ -67,10 +70,13 @@ class Clock(pl.Callback):
         self._ended = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"seconds": self.total}
+        spent = {"waiting": self.waiting, "training": self.training, "steps": self.steps}
+        return {"seconds": self.total, **spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.earlier = state_dict["seconds"]
+        self.waiting, self.training = state_dict["waiting"], state_dict["training"]
+        self.steps = state_dict["steps"]
 
 
 class Metrics(pl.Callback):
@@ -110,9 +116,10 @@ def metrics_row(module: SearchModule) -> dict[str, float]:
     bilevel = ["weight_loss", "arch_loss", "grad_norm_weights"]
     bilevel += [f"grad_norm_alpha_{kind}" for kind in kinds]
     names = bilevel + sorted(module.values.keys() - set(bilevel))
-    absent = torch.tensor(float("nan"))
+    alpha = module.alphas[0]
+    absent = alpha.new_tensor(float("nan"))
     # One transfer for all of them.
-    stacked = torch.stack([module.values.get(n, absent).double().to(module.device) for n in names])
+    stacked = torch.stack([module.values.get(n, absent).to(alpha.dtype) for n in names])
     row: dict[str, float] = {
         "step": module.global_step,
         "epoch": module.global_step / module.steps_per_epoch,
@@ -120,18 +127,16 @@ def metrics_row(module: SearchModule) -> dict[str, float]:
     }
     row |= dict(zip(names, stacked.tolist(), strict=True))
     for kind, table in module.relaxation.scores().items():
-        row[f"entropy_{kind}"] = relative_entropy(table.double().cpu().numpy())
+        row[f"entropy_{kind}"] = relative_entropy(table.cpu().double().numpy())
     return row
 
 
 class Readings(pl.Callback):
-    """A reading every `interval` steps and where the search ends: genotypes and pictures.
+    """A reading every `interval` steps and where the search ends: genotypes and their verdict.
 
     Args:
         folder: of the run.
         take: makes a reading, given the earlier ones.
-        draw: draws the run's pictures, given all readings.
-        clock: of the run.
         interval: steps between readings.
         last_step: where the search ends.
         stop_on_collapse: end the search when the verdict is `collapsed`.
@@ -141,8 +146,6 @@ class Readings(pl.Callback):
         self,
         folder: RunFolder,
         take: Callable[[list[Reading]], Reading],
-        draw: Callable[[list[Reading]], None],
-        clock: Clock,
         interval: int,
         last_step: int,
         stop_on_collapse: bool,
@@ -150,14 +153,10 @@ class Readings(pl.Callback):
         self.folder = folder
         self.table = JsonLines(folder.genotypes)
         self.take = take
-        self.draw = draw
-        self.clock = clock
         self.interval = interval
         self.last_step = last_step
         self.stop_on_collapse = stop_on_collapse
         self.readings: list[Reading] = []
-        self._drawn_step = -1
-        self._next_drawing = 0.0
 
     @property
     def is_complete(self) -> bool:
@@ -170,10 +169,14 @@ class Readings(pl.Callback):
         is_collapsed = bool(self.readings) and self.readings[-1].verdict == "collapsed"
         return self.stop_on_collapse and is_collapsed
 
+    def is_at(self, step: int) -> bool:
+        """Whether the last reading is of this step."""
+        return bool(self.readings) and self.readings[-1].step == step
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002, D102
         # The reading that ended a stopped search is none of the continued one's.
         self.table.cut(trainer.global_step, self.interval)
-        self._restore()
+        self.restore()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
         step = trainer.global_step
@@ -182,14 +185,8 @@ class Readings(pl.Callback):
         if self.has_stopped_search:
             trainer.should_stop = True
 
-    def settle(self) -> None:
-        """Final pictures; also for a run that was killed between its last step and its record."""
-        if not self.readings:
-            self._restore()
-        if self._drawn_step != self.readings[-1].step:
-            self._draw()
-
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Take the readings from the file."""
         self.readings = [Reading.from_dict(row) for row in self.table.rows()]
 
     def _read(self) -> None:
@@ -200,13 +197,44 @@ class Readings(pl.Callback):
         write_json(self.folder.genotype, reading.to_dict())
         if reading.verdict != before:
             log.warning("%s", verdict_line(reading))
-        if self.clock.here >= self._next_drawing:  # pictures take at most a twentieth of the time
+
+
+class Gallery(pl.Callback):
+    """Draws the pictures after a reading; runs after `Checkpoints`, since drawing takes seconds.
+
+    Drawing takes at most a twentieth of the time: readings that come too fast go undrawn, the last
+    one never.
+
+    Args:
+        draw: draws the run's pictures, given all readings.
+        readings: of the run.
+        clock: of the run.
+    """
+
+    def __init__(
+        self, draw: Callable[[list[Reading]], None], readings: Readings, clock: Clock
+    ) -> None:
+        self.draw = draw
+        self.readings = readings
+        self.clock = clock
+        self._drawn_step = -1
+        self._next_drawing = 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
+        if self.readings.is_at(trainer.global_step) and self.clock.here >= self._next_drawing:
+            self._draw()
+
+    def settle(self) -> None:
+        """Final pictures; also for a run that was killed between its last step and its record."""
+        if not self.readings.readings:
+            self.readings.restore()
+        if not self.readings.is_at(self._drawn_step):
             self._draw()
 
     def _draw(self) -> None:
         began = self.clock.here
-        self.draw(self.readings)
-        self._drawn_step = self.readings[-1].step
+        self.draw(self.readings.readings)
+        self._drawn_step = self.readings.readings[-1].step
         self._next_drawing = self.clock.here + 20 * (self.clock.here - began)
 
 
@@ -255,9 +283,8 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
         assert isinstance(pl_module, SearchModule)
-        step, taken = trainer.global_step, self.readings.readings
-        has_reading = bool(taken) and taken[-1].step == step
-        if has_reading or time.monotonic() - self._saved >= self.seconds:
+        step = trainer.global_step
+        if self.readings.is_at(step) or time.monotonic() - self._saved >= self.seconds:
             pl_module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()

@@ -4,16 +4,16 @@ Matplotlib's object interface only: no pyplot, no window, no system binary, and 
 matplotlibrc (it may ask for LaTeX). The same data give the same bytes.
 """
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import style
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+
+from mae_nas.runs.files import replacing
 
 INK, MUTED, FAINT = "#22262b", "#6b7280", "#e4e7eb"
 WEIGHT, ARCHITECTURE = "#0072b2", "#d55e00"
@@ -57,11 +57,8 @@ _STYLE = {
 }
 
 
-@contextmanager
-def styled() -> Iterator[None]:
-    """Draw and save in this project's style; works as a decorator too."""
-    with style.context(["default", _STYLE]):
-        yield
+# A decorator: draws and saves in this project's style.
+styled = style.context(["default", _STYLE])
 
 
 def human(primitive: str) -> str:
@@ -104,23 +101,15 @@ def spread(wanted: Sequence[float], gaps: Sequence[float]) -> list[float]:
     return [level + float(shift) for level, shift in zip(levels, offset, strict=False)]
 
 
-@styled()
+@styled
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write a figure, never half of it: PNG and SVG if `path` has no suffix, else that format."""
     path = Path(path)
-    if path.suffix and path.suffix not in FORMATS:
-        raise ValueError(
-            f"{path}: pictures end in {' or '.join(FORMATS)}, or have no suffix (both)"
-        )
-    targets = [path] if path.suffix else [path.with_name(path.name + end) for end in FORMATS]
     path.parent.mkdir(parents=True, exist_ok=True)
+    targets = [path] if path.suffix else [path.with_suffix(end) for end in FORMATS]
     for target in targets:
         kind = target.suffix[1:]
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
         metadata = {"Date": None} if kind == "svg" else {}
-        try:
+        with replacing(target) as partial:
             figure.savefig(partial, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
     return targets

@@ -65,7 +65,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: truncated or not a checkpoint") from None
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError):
         raise ValueError(f"{path}: truncated or not a checkpoint") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    parts = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict}
+    is_ours = isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT
+    if not is_ours or not all(isinstance(checkpoint.get(k), t) for k, t in parts.items()):
         raise ValueError(f"{path}: not a checkpoint of a mae-nas search")
     return checkpoint
 
@@ -90,7 +92,7 @@ def check_fits(
             raise ValueError(f"{path}: belongs to a search with another {names[key]}")
     saved = checkpoint["state_dict"]
     wrong = sorted(saved.keys() ^ state.keys()) or sorted(
-        name for name in state if saved[name].shape != state[name].shape
+        name for name in state if getattr(saved[name], "shape", None) != state[name].shape
     )
     if wrong:
         raise ValueError(f"{path}: its tensors differ from this search's, first {wrong[0]}")

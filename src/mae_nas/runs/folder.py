@@ -32,9 +32,16 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config = path / "config.json"  # and the overrides it came from; written first
+        self.genotype = path / "genotype.json"  # of the last reading
+        self.genotypes = path / "genotypes.jsonl"  # of every reading, a line each
+        self.metrics = path / "metrics.csv"  # losses and α statistics
+        self.summary = path / "summary.json"  # the record, written when the run ends
+        self.log = path / "train.log"  # what the terminal showed, with times
+        self.plots = path / "plots"
+        self.checkpoint = path / "checkpoints" / "last.ckpt"
         self._lock: IO[str] | None = None
-        self._made: list[Path] = []  # folders that `new` made, innermost first
-        self._is_new = False
+        self._made: list[Path] | None = None  # folders that `new` made, innermost first
 
     @classmethod
     def new(cls, path: Path, exact: bool) -> "RunFolder":
@@ -45,73 +52,25 @@ class RunFolder:
             exact: whether the user chose it; else a taken name gets a number, so that two runs
                 started in the same second do not meet.
         """
-        for number in itertools.count(1):
-            folder = cls(path if number == 1 else path.with_name(f"{path.name}-{number}"))
+        folder = cls(path)
+        for number in itertools.count(2):
             parents = (folder.path, *folder.path.parents)
             folder._made = [parent for parent in parents if not parent.exists()]
             try:
                 folder.path.mkdir(parents=True, exist_ok=exact)
+                break
             except FileExistsError:
                 if exact:
                     raise
-                continue
-            folder._is_new = True
-            folder.lock()
-            try:
-                folder.refuse_unless_empty()  # again: someone may have been faster
-            except ValueError:
-                folder.release()
-                raise
-            sweep(folder.path)
-            return folder
-        raise AssertionError("unreachable")
-
-    @property
-    def config(self) -> Path:
-        """The configuration and the overrides that it came from, written first."""
-        return self.path / "config.json"
-
-    @property
-    def genotype(self) -> Path:
-        """The last reading's genotype."""
-        return self.path / "genotype.json"
-
-    @property
-    def genotypes(self) -> Path:
-        """Every reading, a line each."""
-        return self.path / "genotypes.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        """Losses and α statistics, a row every `trainer.log_every` steps."""
-        return self.path / "metrics.csv"
-
-    @property
-    def summary(self) -> Path:
-        """The run's record, written when it ends."""
-        return self.path / "summary.json"
-
-    @property
-    def log(self) -> Path:
-        """What the terminal showed, with times."""
-        return self.path / "train.log"
-
-    @property
-    def plots(self) -> Path:
-        """Pictures."""
-        return self.path / "plots"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    def contents(self) -> list[str]:
-        """Names in the folder, except a lock and half-written files that a kill left behind."""
-        if not self.path.exists():
-            return []
-        names = (entry.name for entry in self.path.iterdir())
-        return sorted(name for name in names if name != _LOCK and ".tmp-" not in name)
+            folder = cls(path.with_name(f"{path.name}-{number}"))
+        folder.lock()
+        try:
+            folder.refuse_unless_empty()  # again: someone may have been faster
+        except ValueError:
+            folder.release()
+            raise
+        sweep(folder.path)
+        return folder
 
     def is_run(self) -> bool:
         """Whether a run lives here (or lived, and left a checkpoint)."""
@@ -124,12 +83,12 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with resume=auto "
                 "or choose another hydra.run.dir"
             )
-        contents = self.contents()
-        if contents:
-            raise ValueError(
-                f"{self.path} is not empty ({contents[0]}, …) and not a run; "
-                "choose another hydra.run.dir"
-            )
+        for entry in self.path.iterdir() if self.path.exists() else ():
+            if entry.name != _LOCK and ".tmp-" not in entry.name:  # what a kill leaves behind
+                raise ValueError(
+                    f"{self.path} is not empty ({entry.name}, …) and not a run; "
+                    "choose another hydra.run.dir"
+                )
 
     def lock(self) -> None:
         """Hold the folder until this process ends, however it ends (kernel lock on run.lock)."""
@@ -142,11 +101,10 @@ class RunFolder:
         file = (self.path / _LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             file.close()
-            return False
-        except OSError:
-            file.close()
+            if isinstance(error, BlockingIOError):
+                return False
             raise
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
@@ -183,7 +141,7 @@ class RunFolder:
         Called when a run is refused after its folder was made, so that nothing is left behind.
         """
         results = (self.genotype, self.genotypes, self.metrics, self.summary, self.checkpoint)
-        if not self._is_new or any(result.exists() for result in results):
+        if self._made is None or any(result.exists() for result in results):
             return False
         sweep(self.path)
         for file in (self.config, self.log, self.path / _LOCK):

@@ -21,10 +21,10 @@ Primitives = Sequence[Sequence[str]]
 _WIDE, _TALL = 0.96, 0.92  # of a tile; one unit of the axes is a column or a row
 
 
-@styled()
+@styled
 def plot_alpha_heatmaps(
     scores: Mapping[str, ArrayLike],
-    edges: Mapping[str, Joins],
+    edges: Joins,
     primitives: Mapping[str, Primitives],
     genotype: Genotype,
     folder: str | Path,
@@ -33,7 +33,7 @@ def plot_alpha_heatmaps(
 
     Args:
         scores: mixture weights in [0, 1], (edges, operations), for each kind of cell.
-        edges: (source, target) of each row, for each kind.
+        edges: (source, target) of each row.
         primitives: the operations on each edge, for each kind; edges may differ, as in S1 and S2.
         genotype: the choice to outline.
         folder: where `alpha.png` and `alpha.svg` go.
@@ -43,19 +43,19 @@ def plot_alpha_heatmaps(
         0.9 + values.shape[1] * (0.72 if _is_shared(primitives[kind]) else 1.5)
         for kind, values in weights.items()
     ]
-    rows = max(len(values) for values in weights.values())
-    figure = Figure(figsize=(max(8.0, sum(widths) + 0.6), 0.36 * rows + 1.7), layout="constrained")
+    width, height = max(8.0, sum(widths) + 0.6), 0.36 * len(edges) + 1.7
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, len(weights), squeeze=False, width_ratios=widths)[0]
     for axes, (kind, values) in zip(panels, weights.items(), strict=True):
-        _draw(axes, values, edges[kind], primitives[kind])
-        _label(axes, edges[kind], primitives[kind], genotype.cells[kind])
+        _draw(axes, values, edges, primitives[kind])
+        _label(axes, edges, primitives[kind], genotype.cells[kind])
         axes.set_title(TITLES[kind], pad=12)
     figure.supxlabel("mixture weight; outlined: kept in the genotype", fontsize=10)
     return save(figure, Path(folder) / "alpha")
 
 
 def _is_shared(primitives: Primitives) -> bool:
-    return all(tuple(names) == tuple(primitives[0]) for names in primitives)
+    return len(set(map(tuple, primitives))) == 1
 
 
 def _tops(edges: Joins) -> NDArray[np.float64]:
@@ -73,15 +73,9 @@ def _draw(axes: Axes, values: NDArray[np.float64], edges: Joins, table: Primitiv
             fill = to_hex(colormaps["Blues"](shades[row, column]))
             axes.add_patch(Rectangle((column, top), _WIDE, _TALL, facecolor=fill))
             share = f"{values[row, column]:.3f}"
-            axes.text(
-                column + _WIDE / 2,
-                top + _TALL / 2,
-                share if shared else f"{human(name)}  {share}",
-                ha="center",
-                va="center",
-                color=ink_on(fill),
-                fontsize=9,
-            )
+            label = share if shared else f"{human(name)}  {share}"
+            x, y = column + _WIDE / 2, top + _TALL / 2
+            axes.text(x, y, label, ha="center", va="center", color=ink_on(fill), fontsize=9)
 
 
 def _label(axes: Axes, edges: Joins, table: Primitives, cell: CellGenotype) -> None:

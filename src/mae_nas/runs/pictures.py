@@ -49,9 +49,8 @@ class Pictures:
         folder.mkdir(exist_ok=True)
         rows = [reading.to_dict() for reading in readings]
         primitives = {kind: self.space.primitives(kind) for kind in last.scores}
-        edges = dict.fromkeys(last.scores, self.space.edges)
         plot_cells(last.genotype, folder)
-        plot_alpha_heatmaps(last.scores, edges, primitives, last.genotype, folder)
+        plot_alpha_heatmaps(last.scores, self.space.edges, primitives, last.genotype, folder)
         bands = {kind: middle_of_chance(self.space, kind) for kind in last.scores}
         plot_alpha_history(rows, primitives, folder, bands)
         plot_losses(MetricsTable(self.folder.metrics).rows(), rows, self.yardsticks, folder)

@@ -1,11 +1,11 @@
 """Pictures of a run, as PNG and SVG: cells, mixture weights over time, losses.
 
-Every function takes numbers (arrays, lists, or rows as read back from a file) and a folder.
-Heat maps and reconstructions have files of their own and are named here too.
+Every function takes numbers, or rows as read back from a file, and a folder.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from mae_nas.genotype import Genotype
 from mae_nas.runs.canvas import (
@@ -29,19 +29,9 @@ from mae_nas.runs.canvas import (
     styled,
 )
 from mae_nas.runs.drawing import TITLES, draw_cells
-from mae_nas.runs.heatmaps import Primitives, plot_alpha_heatmaps
-from mae_nas.runs.reconstructions import plot_reconstructions
+from mae_nas.runs.heatmaps import Primitives
 
-__all__ = [
-    "draw_cells",
-    "plot_alpha_heatmaps",
-    "plot_alpha_history",
-    "plot_cells",
-    "plot_losses",
-    "plot_reconstructions",
-]
-
-Rows = Sequence[Mapping[str, object]]
+Rows = Sequence[Mapping[str, Any]]
 Series = NDArray[np.float64]
 
 _STEPS = {"weight_loss": ("weight step", WEIGHT), "arch_loss": ("α step", ARCHITECTURE)}
@@ -56,12 +46,12 @@ def plot_cells(genotype: Genotype, folder: str | Path) -> list[Path]:
     return written
 
 
-@styled()
+@styled
 def plot_alpha_history(
     readings: Rows,
     primitives: Mapping[str, Primitives],
     folder: str | Path,
-    chance: Mapping[str, tuple[float, float]] | None = None,
+    chance: Mapping[str, tuple[float, float]],
 ) -> list[Path]:
     """Draw each operation's mixture weight and the skip counts over the epochs.
 
@@ -77,11 +67,11 @@ def plot_alpha_history(
     lines: dict[str, Line2D] = {}
     for column, (kind, names) in enumerate(primitives.items()):
         upper, lower = grid[:, column]
-        weights = np.stack([np.asarray(_of(reading["scores"], kind)) for reading in readings])
+        weights = _numbers(reading["scores"][kind] for reading in readings)
         lines |= _draw_weights(upper, epochs, weights, names)
         upper.set_title(TITLES[kind])
-        skips = _numbers(_of(reading["skips"], kind) for reading in readings)
-        _draw_skips(lower, epochs, skips, chance[kind] if chance else None)
+        skips = _numbers(reading["skips"][kind] for reading in readings)
+        _draw_skips(lower, epochs, skips, chance[kind])
     grid[0, 0].set_xlim(0.0, 1.03 * float(epochs.max()))
     grid[0, 0].set_ylabel("mixture weight, mean over edges")
     grid[1, 0].set_ylabel("skips kept")
@@ -90,7 +80,7 @@ def plot_alpha_history(
     return save(figure, Path(folder) / "alpha_history")
 
 
-@styled()
+@styled
 def plot_losses(
     rows: Rows, readings: Rows, yardsticks: Mapping[str, float], folder: str | Path
 ) -> list[Path]:
@@ -131,12 +121,6 @@ def _numbers(values: Iterable[object]) -> Series:
     return np.asarray(list(values)).astype(float)
 
 
-def _of(values: object, kind: str) -> ArrayLike:
-    if not isinstance(values, Mapping) or kind not in values:
-        raise ValueError(f"a reading holds no values for the {kind} cell")
-    return values[kind]
-
-
 def _marker(points: Series) -> str:
     return "o" if len(points) <= _FEW else ""
 
@@ -170,13 +154,9 @@ def _draw_weights(
     return lines
 
 
-def _draw_skips(
-    axes: Axes, epochs: Series, skips: Series, chance: tuple[float, float] | None
-) -> None:
-    if chance:
-        axes.axhspan(*chance, color=FAINT, zorder=0)
-        note = "shaded: 95 % of noise"
-        axes.set_title(note, loc="right", fontsize=9, color=MUTED, weight="normal")
+def _draw_skips(axes: Axes, epochs: Series, skips: Series, chance: tuple[float, float]) -> None:
+    axes.axhspan(*chance, color=FAINT, zorder=0)
+    axes.set_title("shaded: 95 % of noise", loc="right", fontsize=9, color=MUTED, weight="normal")
     axes.plot(epochs, skips, color=colour("skip_connect"), marker=_marker(epochs))
     axes.set(xlabel="epoch", ylim=(-0.4, max(8.0, float(skips.max())) + 0.6))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -189,12 +169,6 @@ def _draw_yardsticks(axes: Axes, yardsticks: Mapping[str, float]) -> None:
     places = spread([loss for _, loss in ordered], [gap] * (len(ordered) - 1))
     for (name, loss), place in zip(ordered, places, strict=True):
         axes.axhline(loss, color=MUTED, lw=1, ls="--")
-        axes.annotate(
-            f"{name} {loss:.3f}",
-            (1.01, place),
-            xycoords=axes.get_yaxis_transform(),
-            va="center",
-            color=MUTED,
-            fontsize=9,
-            annotation_clip=False,
-        )
+        label = f"{name} {loss:.3f}"
+        right = axes.get_yaxis_transform()
+        axes.text(1.01, place, label, transform=right, va="center", color=MUTED, fontsize=9)

@@ -8,7 +8,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mae_nas.runs.canvas import DPI, MUTED, save, styled
 
-_MOST_IMAGES = 8
 _SIDE = 224
 _GAP, _LABELS = 10, 150
 _HIDDEN = (0.60, 0.68, 0.80)
@@ -16,30 +15,23 @@ _HIDDEN = (0.60, 0.68, 0.80)
 Pixels = NDArray[np.float64]
 
 
-@styled()
+@styled
 def plot_reconstructions(
-    images: ArrayLike,
-    hidden: ArrayLike,
-    predictions: ArrayLike,
-    folder: str | Path,
-    name: str = "reconstructions",
+    images: ArrayLike, hidden: ArrayLike, predictions: ArrayLike, folder: str | Path
 ) -> list[Path]:
     """Four rows, a column per image: input, masked, prediction, and visible pixels pasted over it.
 
     Args:
-        images: values in [0, 1], (N, C, H, W); the first eight are shown.
+        images: values in [0, 1], (N, C, H, W).
         hidden: True where hidden, (N, h, w), patches or pixels: h divides H and w divides W.
         predictions: (N, C, H, W); values outside [0, 1] are clipped.
-        folder: where the files go.
-        name: their name without suffix.
+        folder: where `reconstructions.png` and `.svg` go.
     """
     inputs, channels = _colours(images), np.asarray(images).shape[1]
     guesses = _colours(predictions)
-    count, height, width, _ = inputs.shape
-    unseen = np.asarray(hidden, bool)[:count]
-    unseen = unseen.repeat(height // unseen.shape[1], 1).repeat(width // unseen.shape[2], 2)[
-        ..., None
-    ]
+    height, width = inputs.shape[1:3]
+    unseen = np.asarray(hidden, bool)[..., None]
+    unseen = unseen.repeat(height // unseen.shape[1], 1).repeat(width // unseen.shape[2], 2)
     rows = {
         "input": inputs,
         "masked": np.where(unseen, _HIDDEN, inputs),
@@ -47,12 +39,12 @@ def plot_reconstructions(
         "composite": np.where(unseen, guesses, inputs),
     }
     note = f"channel 1\nof {channels}" if channels not in (1, 3) else ""
-    return save(_grid(rows, note), Path(folder) / name)
+    return save(_grid(rows, note), Path(folder) / "reconstructions")
 
 
 def _colours(images: ArrayLike) -> Pixels:
     """(N, C, H, W) as red, green and blue, (N, H, W, 3): grey and other stacks show channel 1."""
-    stack = np.asarray(images, float)[:_MOST_IMAGES].transpose(0, 2, 3, 1)
+    stack = np.asarray(images, float).transpose(0, 2, 3, 1)
     stack = stack if stack.shape[-1] == 3 else stack[..., :1].repeat(3, -1)
     return np.nan_to_num(stack).clip(0.0, 1.0)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mae_nas import __version__
 from mae_nas.data import SearchData
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.measure import count_multiply_adds, count_parameters
@@ -18,7 +19,7 @@ from mae_nas.search.collapse import chance_of_skips
 from mae_nas.search.module import evaluating
 from mae_nas.spaces import SearchSpace
 
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "mae-nas")
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy")
 LOSSES = ("weight_loss", "arch_loss")
 
 
@@ -46,7 +47,8 @@ def git_state() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    own = {"python": platform.python_version(), "mae-nas": __version__}
+    return own | {name: version(name) for name in PACKAGES}
 
 
 def describe_device(device: torch.device) -> dict[str, object]:

@@ -13,13 +13,16 @@ from mae_nas.keys import ABSENT, find, is_inside, leaves
 from mae_nas.runs.files import read_json, sweep
 from mae_nas.runs.folder import RunFolder
 
+ALWAYS_GIVEN = ("logger", "efficiency")
+"""Sections always taken from the command line: a stranger's run must not start an upload."""
 FREE = (
-    "logger",
-    "efficiency",
+    *ALWAYS_GIVEN,
     "hydra",
     "resume",
     "trainer.max_steps",
     "trainer.checkpoint_seconds",
+    "data.root",  # a hash in the checkpoint tells the images apart, wherever they lie
+    "data.cache",
 )
 """Keys, with all below them, that change no result and so may change when a run continues."""
 
@@ -37,7 +40,7 @@ class Decision:
         continued: whether `folder` holds the run already.
         checkpoint: to continue from; None: from the start.
         message: for the user.
-        finished: nothing is left to do.
+        ended: "finished" or "collapsed" when nothing is left to do.
         read_back: whether `config` comes from a file rather than from the user.
     """
 
@@ -47,7 +50,7 @@ class Decision:
     continued: bool = False
     checkpoint: Path | None = None
     message: str = ""
-    finished: bool = False
+    ended: str = ""
     read_back: bool = False
 
     def open(self, overrides: Sequence[str]) -> RunFolder:
@@ -136,7 +139,7 @@ def _continue_newest(config: Config, run_dir: Path) -> Decision:
     for folder in _newest_first(run_dir.parent):
         try:
             stored = folder.read_config()
-            if differences(stored, config) or _is_finished(folder, stored, config):
+            if differences(stored, config) or _ended(folder, stored, config):
                 continue
             if not folder.try_lock():
                 continue
@@ -166,9 +169,10 @@ def _continue_path(
 def _continue(
     config: Config, folder: RunFolder, stored: Config, checkpoint: Path | None = None
 ) -> Decision:
-    if _is_finished(folder, stored, config):
-        message = f"{folder.path} is finished: nothing to do"
-        return Decision(config, folder, continued=True, finished=True, message=message)
+    ended = _ended(folder, stored, config)
+    if ended:
+        message = f"{folder.path} is {ended}: nothing to do"
+        return Decision(config, folder, continued=True, ended=ended, message=message)
     if checkpoint is None and folder.checkpoint.exists():
         checkpoint = folder.checkpoint
     if checkpoint is not None and not zipfile.is_zipfile(checkpoint):
@@ -196,19 +200,17 @@ def _newest_first(parent: Path) -> list[RunFolder]:
     return [RunFolder(path) for _, path in sorted(configs, reverse=True)]
 
 
-def _is_finished(folder: RunFolder, stored: Config, config: Config) -> bool:
-    """Finished, and not only because of a `trainer.max_steps` that has been raised since."""
-    if not folder.summary.exists():
-        return False
-    summary = read_json(folder.summary)
-    if not isinstance(summary, dict) or summary.get("state") != "finished":
-        return False
+def _ended(folder: RunFolder, stored: Config, config: Config) -> str:
+    """How the run ended, unless by a `trainer.max_steps` that has been raised since."""
+    summary = read_json(folder.summary) if folder.summary.exists() else None
+    state = find(summary, "state")
+    if state == "collapsed":
+        return "collapsed"
     limit = find(summary, "config.trainer.max_steps")
     limit = find(stored, "trainer.max_steps") if limit is ABSENT else limit
     wanted = find(config, "trainer.max_steps")
-    if not isinstance(limit, int):
-        return True
-    return isinstance(wanted, int) and wanted <= limit
+    raised = isinstance(limit, int) and (not isinstance(wanted, int) or wanted > limit)
+    return "finished" if state == "finished" and not raised else ""
 
 
 def _merge(stored: Config, given: Config, touched: Sequence[str]) -> Config:
@@ -217,23 +219,20 @@ def _merge(stored: Config, given: Config, touched: Sequence[str]) -> Config:
     for key in FREE:
         section, _, name = key.rpartition(".")
         home, value = find(merged, section), find(given, key)
-        if _is_touched(key, touched) and isinstance(home, dict) and value is not ABSENT:
+        replaced = key in ALWAYS_GIVEN or _is_touched(key, touched)
+        if replaced and isinstance(home, dict) and value is not ABSENT:
             cast("Config", home)[name] = value
     return merged
 
 
 def _is_touched(key: str, touched: Sequence[str]) -> bool:
-    return any(is_inside(key, one) or is_inside(one, key) for one in touched)
+    return is_inside(key, touched) or any(is_inside(one, [key]) for one in touched)
 
 
 def _binding(config: Mapping[str, object]) -> dict[str, object]:
     """Leaves that may change a result, as JSON gives them back."""
     plain = cast("Config", json.loads(json.dumps(config)))
-    return {key: value for key, value in leaves(plain) if not _is_free(key)}
-
-
-def _is_free(key: str) -> bool:
-    return any(is_inside(key, free) for free in FREE)
+    return {key: value for key, value in leaves(plain) if not is_inside(key, FREE)}
 
 
 def _say(values: Mapping[str, object], key: str) -> str:

@@ -19,9 +19,12 @@ class JsonLines:
         rows = []
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError(f"{self.path}: line {len(rows) + 1} is not a row of a search")
+            rows.append(row)
         return rows
 
     def append(self, row: Mapping[str, object]) -> None:
@@ -48,6 +51,8 @@ class MetricsTable:
             return []
         with self.path.open(newline="") as file:
             rows = list(csv.DictReader(file))
+        if not all((row.get("step") or "").isdigit() for row in rows):
+            raise ValueError(f"{self.path}: not the metrics of a search; its first column is step")
         return [row for row in rows if None not in row and None not in row.values()]
 
     def append(self, row: Mapping[str, float]) -> None:

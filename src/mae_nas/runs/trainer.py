@@ -3,12 +3,14 @@
 import logging
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
@@ -67,6 +69,9 @@ class TrainerSettings:
             raise ValueError(
                 f"precision {self.precision!r}: must be one of {', '.join(get_args(Precision))}"
             )
+        available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        if self.accelerator in available and not available[self.accelerator]():
+            raise ValueError(f"accelerator {self.accelerator}: none is here; use auto or cpu")
         if self.checkpoint_seconds <= 0:
             raise ValueError(f"checkpoint_seconds {self.checkpoint_seconds}: must be positive")
 
@@ -130,20 +135,20 @@ class Efficiency:
         return ReferenceCell
 
 
-class LoggerSettings(Protocol):
+class LoggerSettings(ABC):
     """What a `logger` node builds."""
 
+    @abstractmethod
     def loggers(self, folder: Path, name: str) -> list[Logger]:
         """Lightning's loggers for the run `name` in `folder`."""
-        ...
 
+    @abstractmethod
     def close(self, code: int) -> None:
         """The run has ended with this exit code."""
-        ...
 
 
 @dataclass(frozen=True)
-class CsvOnly:
+class CsvOnly(LoggerSettings):
     """No logger but the run folder's own metrics.csv."""
 
     def loggers(self, folder: Path, name: str) -> list[Logger]:  # noqa: ARG002
@@ -155,7 +160,7 @@ class CsvOnly:
 
 
 @dataclass(frozen=True)
-class WandbSettings:
+class WandbSettings(LoggerSettings):
     """Rows of metrics.csv also go to Weights & Biases.
 
     Args:
@@ -165,6 +170,13 @@ class WandbSettings:
 
     project: str = "mae-nas"
     mode: Literal["offline", "online"] = "offline"
+
+    def __post_init__(self) -> None:
+        if self.mode == "online":
+            import wandb
+
+            if not wandb.api.api_key:
+                raise ValueError("mode online: run `wandb login` first, or use logger.mode=offline")
 
     def loggers(self, folder: Path, name: str) -> list[Logger]:
         """Lightning's loggers; the run's id is its folder's name, so that a resumed run goes on."""

@@ -35,13 +35,13 @@ def mean_gradient(
     None where the input has no influence.
     """
     values: list[Tensor] = []
-    total: list[Tensor | None] = [None] * len(inputs)
+    total: Sequence[Tensor | None] = [None] * len(inputs)
     for loss in losses:
-        value = loss()
+        value = loss() / len(losses)
         gradients = torch.autograd.grad(value, inputs, allow_unused=True)
-        total = [_plus(t, g, len(losses)) for t, g in zip(total, gradients, strict=True)]
+        total = list(map(_plus, total, gradients)) if values else gradients
         values.append(value.detach())
-    return torch.stack(values).mean(), total
+    return torch.stack(values).sum(), list(total)
 
 
 def unrolled_gradient(
@@ -101,7 +101,7 @@ def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
     return [torch.zeros_like(tensor) if grad is None else grad for grad, tensor in pairs]
 
 
-def _plus(total: Tensor | None, gradient: Tensor | None, parts: int) -> Tensor | None:
-    if gradient is None:
-        return total
-    return gradient / parts if total is None else total + gradient / parts
+def _plus(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    if total is None or gradient is None:
+        return gradient if total is None else total
+    return total + gradient

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from mae_nas.batch import Batch
@@ -88,26 +90,28 @@ class SearchModule(pl.LightningModule):
         self.steps_per_epoch = steps_per_epoch
         self.is_random = any(getattr(m, "is_random", False) for m in supernet.modules())
         self.values: dict[str, Tensor] = {}
+        # α is averaged over devices by hand: inside DDP the weight step would have to wait for it.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self, [f"relaxation.{name}" for name, _ in relaxation.named_parameters()]
+        )
         self.bad_step: Tensor  # first step that was not finite, on the device; -1: none
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)
 
-    # The two players ------------------------------------------------------------------------------
-
-    @property
+    @cached_property
     def alphas(self) -> list[nn.Parameter]:
         """The architecture parameters, one per kind of cell."""
         return list(self.relaxation.parameters())
 
-    @property
+    @cached_property
     def weights(self) -> list[nn.Parameter]:
-        """All other parameters: split by module, never by name."""
+        """All other parameters: split by module, never by name; listed once, for there are many."""
         return [*self.supernet.parameters(), *self.objective.parameters()]
 
     def configure_optimizers(self) -> list[Optimizer]:  # noqa: D102
-        return [
-            self.settings.weight_optimizer(self.weights),
-            self.settings.arch_optimizer(self.alphas),
-        ]
+        weight_optimizer = self.settings.weight_optimizer(self.weights)
+        if self.settings.second_order:
+            check_unrollable(weight_optimizer)
+        return [weight_optimizer, self.settings.arch_optimizer(self.alphas)]
 
     @property
     def optimizer_pair(self) -> tuple[Optimizer, Optimizer]:
@@ -116,8 +120,6 @@ class SearchModule(pl.LightningModule):
         assert isinstance(optimizers, list)
         weight_optimizer, arch_optimizer = optimizers
         return weight_optimizer, arch_optimizer
-
-    # The loss -------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """L^M at the present w and α; a pure function of them and of the batch."""
@@ -128,8 +130,6 @@ class SearchModule(pl.LightningModule):
             torch.manual_seed(batch.key)
         mixtures = self.relaxation.mixture()  # α enters here and nowhere else
         return lambda image, visible: self.supernet(image, mixtures, visible)
-
-    # The steps ------------------------------------------------------------------------------------
 
     def training_step(self, batch: Mapping[str, Sequence[Batch]], batch_idx: int) -> None:  # noqa: ARG002
         """One alternating update: α on the architecture half, then w on the weight half."""
@@ -180,14 +180,19 @@ class SearchModule(pl.LightningModule):
         # A finite loss may have an infinite gradient, and clipping would make NaN of that.
         self._record("grad_norm_weights", norm)
 
+    @cached_property
+    def _statistics(self) -> list[Tensor]:
+        return [*self.supernet.buffers(), *self.objective.buffers()]
+
     def _losses(self, batches: Sequence[Batch]) -> list[Loss]:
         return [lambda batch=batch: self.loss(batch)[0] for batch in batches]
 
     def _unrolled_gradient(
         self, batches: Sequence[Batch], weight_batches: Sequence[Batch]
     ) -> tuple[Tensor, list[Tensor | None]]:
-        # The extra forward passes must leave no trace in the running statistics.
-        with preserved([*self.supernet.buffers(), *self.objective.buffers()]):
+        # The passes at other weights than w must leave no trace in the running statistics; the one
+        # at w that first order would leave is given up with them.
+        with preserved(self._statistics):
             return unrolled_gradient(
                 self._losses(weight_batches),
                 self._losses(batches),
@@ -198,11 +203,6 @@ class SearchModule(pl.LightningModule):
 
     def _virtual_step(self) -> VirtualStep:
         optimizer = self.optimizer_pair[0]
-        if not isinstance(optimizer, SGD):
-            raise ValueError(
-                f"search.second_order: unrolls a step of SGD, got {type(optimizer).__name__}; use "
-                "search.weight_optimizer._target_=torch.optim.SGD or search.second_order=false"
-            )
         group = optimizer.param_groups[0]
         momentum = [optimizer.state[weight].get("momentum_buffer") for weight in self.weights]
         buffers = [
@@ -210,8 +210,6 @@ class SearchModule(pl.LightningModule):
             for weight, buffer in zip(self.weights, momentum, strict=True)
         ]
         return VirtualStep(group["lr"], group["momentum"], group["weight_decay"], buffers)
-
-    # Time -----------------------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
@@ -226,17 +224,19 @@ class SearchModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.settings.min_lr + (base - self.settings.min_lr) * wave
 
-    # Looking --------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def held_out_loss(self, batches: Iterable[Batch]) -> float:
         """Mean masked loss over held-out images, with running statistics and fixed masks."""
-        total, images = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        losses, sizes = [], []
         with evaluating(self):
             for batch in batches:
-                total += self.loss(batch)[0].double() * len(batch.image)
-                images += len(batch.image)
-        return total.item() / images
+                losses.append(self.loss(batch)[0])
+                sizes.append(len(batch.image))
+        weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+        mean = float(torch.stack(losses).cpu().double() @ weights)
+        if not math.isfinite(mean) and self.bad_step < 0:
+            self.bad_step.fill_(self.global_step)
+        return mean
 
     @torch.no_grad()
     def picture(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -260,6 +260,18 @@ class SearchModule(pl.LightningModule):
         self.bad_step.copy_(torch.where(is_first_bad, self.global_step, self.bad_step))
 
 
+def check_unrollable(optimizer: Optimizer) -> None:
+    """ValueError unless its step is the one that DARTS, Eq. 7 looks ahead by."""
+    plain = isinstance(optimizer, SGD) and not (
+        optimizer.defaults["nesterov"] or optimizer.defaults["dampening"]
+    )
+    if not plain:
+        raise ValueError(
+            "search.second_order: looks ahead by a step of SGD without nesterov or dampening; "
+            "use search.weight_optimizer._target_=torch.optim.SGD or search.second_order=false"
+        )
+
+
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """No gradient is computed for `parameters` inside; restored on an exception too."""
@@ -275,12 +287,12 @@ def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 @contextmanager
 def preserved(buffers: Sequence[Tensor]) -> Iterator[None]:
     """`buffers` have their values back afterwards."""
-    saved = [buffer.clone() for buffer in buffers]
+    saved = torch._foreach_add(list(buffers), 0) if buffers else []
     try:
         yield
     finally:
-        for buffer, value in zip(buffers, saved, strict=True):
-            buffer.copy_(value)
+        if buffers:
+            torch._foreach_copy_(list(buffers), list(saved))
 
 
 @contextmanager

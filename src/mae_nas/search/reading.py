@@ -55,6 +55,8 @@ class Reading:
     def from_dict(fields: dict[str, object]) -> "Reading":
         """The inverse of `to_dict`."""
         names = [name for name in Reading.__dataclass_fields__ if name != "genotype"]
+        if missing := [name for name in names if name not in fields]:
+            raise ValueError(f"a reading without {', '.join(missing)} was not written by a search")
         values = {name: fields[name] for name in names}
         return Reading(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
 
@@ -73,7 +75,7 @@ def take_reading(
         held_out: batches that neither level trains on.
         earlier: the readings before this one, in order.
     """
-    scores = {k: s.double().cpu().numpy() for k, s in module.relaxation.scores().items()}
+    scores = {k: s.cpu().double().numpy() for k, s in module.relaxation.scores().items()}
     genotype, cell_scores = derive(scores, space)
     skips = {kind: count_skips(genotype, space, kind) for kind in scores}
     is_warm = module.global_step > module.settings.warmup_epochs * module.steps_per_epoch

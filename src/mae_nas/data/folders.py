@@ -1,0 +1,173 @@
+"""Data sets in folders of the user's: any images, ImageNet, CIFAR-10 and CIFAR-100."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from mae_nas.data.assemble import load_files, store_of_arrays
+from mae_nas.data.files import check_folder, is_image, subfolders
+from mae_nas.data.source import ImageSource, Progress
+from mae_nas.data.store import ImageStore
+
+_PLACES = ("imagenet/train", "imagenet-sample/train", "train", ".")
+
+
+@dataclass(kw_only=True)
+class Folder(ImageSource):
+    """A folder of image files, flat or nested, without labels.
+
+    `side=auto` takes the median short side of the files and picks the nearest of 32, 64, 96, 128,
+    224 pixels. Mirroring is off, since an image of unknown kind may not survive it.
+
+    Args:
+        root: the folder.
+        channels: `auto` is 1 if all images are grey, 3 for pictures, N for stacks of N.
+        cache: folder for decoded images; `auto` is the user's cache folder, None is memory.
+    """
+
+    root: str
+    channels: int | Literal["auto"] = "auto"
+    cache: str | None = "auto"
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels != "auto" and self.channels < 1:
+            raise ValueError(
+                f"data.channels: {self.channels} is not a number of channels; use auto"
+            )
+
+    def known_channels(self) -> int | None:
+        """The channels if they are set by hand."""
+        return None if self.channels == "auto" else self.channels
+
+    def load(self, on_progress: Progress | None = None) -> ImageStore:
+        """Decode all readable files, or read the cache."""
+        root = Path(self.root).expanduser()
+        return load_files(root, self.side, self.channels, self.cache, on_progress)
+
+
+@dataclass(kw_only=True)
+class ImageNet(ImageSource):
+    """Training images in class folders; RGB.
+
+    Args:
+        root: holds `imagenet/train/CLASS/FILE`, `imagenet-sample/train/…`, `train/…` or the class
+            folders themselves; the first that exists is used.
+        fraction: of each class, in (0, 1].
+        cache: folder for decoded image files; `auto` is the user's cache folder, None is memory.
+    """
+
+    root: str
+    fraction: float = 1.0
+    cache: str | None = "auto"
+
+    natural_side: ClassVar[int | None] = 224
+    natural_channels: ClassVar[int | None] = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"data.fraction: {self.fraction} is not in (0, 1]")
+
+    def load(self, on_progress: Progress | None = None) -> ImageStore:
+        """Decode the chosen files, or read the cache, with labels."""
+        side = self.known_side() or 224
+        folder = self._folder()
+        store = load_files(folder, side, 3, self.cache, on_progress, self.fraction)
+        return store.labelled_by_folder()
+
+    def _folder(self) -> Path:
+        root = Path(self.root).expanduser()
+        check_folder(root)
+        for folder in (root / place for place in _PLACES):
+            classes = subfolders(folder)
+            if classes and all(_holds_images(folder / name) for name in classes):
+                return folder
+        raise FileNotFoundError(
+            f"data.root: no class folders of images in {root}: looked in {', '.join(_PLACES)}"
+        )
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(is_image(path.name) for path in folder.iterdir())
+
+
+@dataclass(kw_only=True)
+class Cifar(ImageSource):
+    """The training images of a CIFAR, never its test images; augmented as in DARTS.
+
+    Args:
+        root: holds torchvision's folder, or `train/CLASS/FILE`; either also one level down, in a
+            folder of the data set's name.
+        download: fetch the published files into `root` if nothing is there.
+        cache: folder for decoded image files; `auto` is the user's cache folder, None is memory.
+    """
+
+    root: str
+    download: bool = False
+    cache: str | None = "auto"
+    crop_padding: int = 4
+
+    natural_side: ClassVar[int | None] = 32
+    natural_channels: ClassVar[int | None] = 3
+    name: ClassVar[str]
+    archive: ClassVar[str]  # torchvision's folder
+    classes: ClassVar[int]
+
+    def load(self, on_progress: Progress | None = None) -> ImageStore:
+        """Read the published files, or decode the class folders, with labels."""
+        root, side = Path(self.root).expanduser(), self.known_side() or 32
+        places = (root, root / self.name)
+        for place in places:
+            if (place / self.archive).is_dir():
+                return self._published(place, side, download=False)
+        for folder in [place / part for place in places for part in ("train", ".")]:
+            if len(subfolders(folder)) == self.classes:
+                store = load_files(folder, side, 3, self.cache, on_progress)
+                return store.labelled_by_folder()
+        if self.download:
+            return self._published(root, side, download=True)
+        check_folder(root)
+        raise FileNotFoundError(
+            f"data.root: no {self.name} in {root}: looked for {self.archive}/ and for "
+            f"{self.classes} class folders in train/, {self.name}/train/, {self.name}/ and ./; "
+            f"use data.download=true or another data.root"
+        )
+
+    def _published(self, root: Path, side: int, download: bool) -> ImageStore:
+        from torchvision import datasets  # seconds to import
+
+        read = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
+        try:
+            with warnings.catch_warnings():  # NumPy remarks on the age of the published pickles
+                warnings.simplefilter("ignore")
+                # Their checksums are compared before anything is unpickled.
+                images = read(str(root), train=True, download=download)
+        except (RuntimeError, OSError) as error:
+            what = "cannot be downloaded" if download else "is damaged: delete it"
+            raise OSError(f"data.root: {self.name} in {root} {what}: {error}") from error
+        names = [f"{i:05d}" for i in range(len(images.data))]
+        labels = np.array(images.targets, np.int64)
+        return store_of_arrays(images.data, names, side, labels)
+
+
+@dataclass(kw_only=True)
+class Cifar10(Cifar):
+    """CIFAR-10: 50,000 training images, 32×32, RGB."""
+
+    name: ClassVar[str] = "cifar10"
+    archive: ClassVar[str] = "cifar-10-batches-py"
+    classes: ClassVar[int] = 10
+
+
+@dataclass(kw_only=True)
+class Cifar100(Cifar):
+    """CIFAR-100: 50,000 training images, 32×32, RGB."""
+
+    name: ClassVar[str] = "cifar100"
+    archive: ClassVar[str] = "cifar-100-python"
+    classes: ClassVar[int] = 100
