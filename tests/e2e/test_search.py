@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ Captured = pytest.CaptureFixture[str]
 LONG = ["trainer.max_epochs=9", "trainer.max_steps=24"]  # a reading at every second step
 
 
-def summary_of(run: Path) -> dict[str, object]:
+def summary_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
@@ -49,7 +50,10 @@ def test_search_ends_with_a_drawn_genotype_and_a_record(
     assert (tmp_path / "mine.svg").read_text().lstrip().startswith("<?xml")
     for name in ("cells", "alpha", "alpha_history", "losses", "reconstructions"):
         for suffix in ("png", "svg"):
-            assert (run / "plots" / f"{name}.{suffix}").stat().st_size > 1000
+            picture = (run / "plots" / f"{name}.{suffix}").stat()
+            assert picture.st_size > 1000
+            # Of the last reading, although drawing after the first one took its share of the time.
+            assert picture.st_mtime_ns > (run / "genotype.json").stat().st_mtime_ns
     stored = json.loads((run / "config.json").read_text())
     summary = summary_of(run)
     assert summary["config"] == stored["config"]

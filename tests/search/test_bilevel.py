@@ -113,7 +113,7 @@ def test_unrolled_gradient_restores_the_weights_bit_for_bit() -> None:
     (train, val), weights, alphas = problem(torch.float32)
     with torch.no_grad():
         for weight in weights:
-            weight.mul_(37.7)  # so large that adding and subtracting the radius would round
+            weight.mul_(1e-3)  # as small as the perturbation: undoing it would round
     before = [weight.detach().clone() for weight in weights]
     virtual = VirtualStep(LR, MOMENTUM, DECAY, momentum_of(weights))
     unrolled_gradient(

@@ -1,8 +1,8 @@
 """What a step may not do: wait for the device, or loop over parameters in Python."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -147,13 +147,6 @@ def test_making_batches_never_waits_for_the_device(
     assert host.waiting == []
 
 
-@contextmanager
-def watching() -> Iterator[Operations]:
-    operations = Operations()
-    with operations:
-        yield operations
-
-
 @pytest.mark.parametrize("which", ["weight_optimizer", "arch_optimizer"])
 def test_optimizers_do_not_loop_over_parameters(which: str) -> None:
     """The shipped configuration's: as many operations for thirty parameters as for three."""
@@ -165,7 +158,7 @@ def test_optimizers_do_not_loop_over_parameters(which: str) -> None:
         for _ in range(2):
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
-            with watching() as operations:
+            with Operations() as operations:
                 nn.utils.clip_grad_norm_(parameters, 5.0, foreach=True)
                 optimizer.step()
         counts.append(operations.count)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -57,6 +58,8 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     """Build everything, the cheap parts first: what cannot fit is said before any data is read."""
     settings = build(TrainerSettings, config["trainer"], {}, "trainer")
     efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
+    if efficiency.threads != "auto":
+        torch.set_num_threads(efficiency.threads)
     source = build(ImageSource, config["data"], {}, "data")
     assemble(config, source.known_side() or roomy_side(config), source.known_channels() or 1)
     data = SearchData(

@@ -6,6 +6,7 @@ completion answer at once.
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # with LANG=C it cannot say "…"
             stream.reconfigure(errors="replace")
+    # Before torch is loaded: threads that wait by spinning slow a step several times on a computer
+    # that has anything else to do, since the supernet's operations are many and small.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

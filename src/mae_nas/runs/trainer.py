@@ -123,11 +123,18 @@ class Efficiency:
         workers: loader processes for data that does not fit on the device; `auto` is one per core,
             at most 4.
         resident: keep the images on the device; `auto` if they take up to a quarter of its memory.
+        threads: of the CPU; `auto` leaves it to torch. A narrow supernet is fastest with one.
+            (Sums may round differently with another number, as on another computer.)
     """
 
     backend: Literal["reference"] = "reference"
     workers: int | Literal["auto"] = "auto"
     resident: bool | Literal["auto"] = "auto"
+    threads: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.threads != "auto" and self.threads < 1:
+            raise ValueError(f"threads {self.threads}: must be at least 1, or auto")
 
     @property
     def cell(self) -> type[SearchCell]:
