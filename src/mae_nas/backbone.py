@@ -41,7 +41,7 @@ class CellSpec:
     inputs: tuple[FeatureInfo, FeatureInfo]
 
     @property
-    def is_reduction(self) -> bool:  # noqa: D102
+    def is_reduction(self) -> bool:
         return self.kind == "reduce"
 
     @property
@@ -151,7 +151,7 @@ class Stem(nn.Module):
         both = FeatureInfo(3 * width, 1 if name == "cifar" else 2)
         return both, both
 
-    def forward(self, image: Tensor, visible: VisibleMap | None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def forward(self, image: Tensor, visible: VisibleMap | None) -> tuple[Tensor, Tensor]:
         def seen(stride: int) -> Tensor | None:
             return visible.at(stride) if visible is not None else None
 

@@ -162,7 +162,7 @@ class BatchNorm(nn.BatchNorm2d):
         x: (B, C, H, W); visible: (B, 1, H, W), bool, or None for the ordinary layer.
     """
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         if visible is None:
             return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()

@@ -40,7 +40,7 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
 class LogFile(logging.FileHandler):
     """A log that a full disk cuts short in silence: what matters fails where it is written."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: D102, N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         del record
 
 
@@ -51,5 +51,5 @@ class ConsoleHandler(logging.Handler):
         super().__init__()
         self.console = console
 
-    def emit(self, record: logging.LogRecord) -> None:  # noqa: D102
+    def emit(self, record: logging.LogRecord) -> None:
         self.console.print(record.getMessage(), markup=False, highlight=False)

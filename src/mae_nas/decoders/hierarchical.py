@@ -67,11 +67,11 @@ class HierarchicalDecoder(Decoder):
         initialise(self)
 
     @property
-    def is_pointwise(self) -> bool:  # noqa: D102
+    def is_pointwise(self) -> bool:
         return self.kernel == 1
 
-    def branches(self, features: Sequence[Tensor]) -> Sequence[Tensor]:  # noqa: D102
+    def branches(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         return [head(features[tap - 1]) for head, tap in zip(self.heads, self.taps, strict=True)]
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:  # noqa: D102
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
         return reduce(add, self.branches(features))

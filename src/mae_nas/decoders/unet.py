@@ -73,10 +73,10 @@ class UNetDecoder(Decoder):
         initialise(self)
 
     @property
-    def is_pointwise(self) -> bool:  # noqa: D102
+    def is_pointwise(self) -> bool:
         return not self.blocks
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:  # noqa: D102
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = self.enter(features[self.taps[-1] - 1])
         for block, tap in zip(self.blocks, range(self.taps[-1] - 1, 0, -1), strict=True):
             x = block(x)

@@ -76,7 +76,7 @@ class Reconstruction(Objective):
                 token = torch.empty(1, features[tap - 1].channels, 1, 1)
                 self.tokens[str(tap)] = nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
 
-    def forward(self, encode: Encode, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: D102
+    def forward(self, encode: Encode, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         output = self.reconstruct(encode, batch)
         loss = self.error(output.prediction, self.target_of(batch), output.hidden)
         names = [f"rms_F{tap}" for tap in self.decoder.taps]

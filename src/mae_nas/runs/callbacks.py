@@ -54,14 +54,14 @@ class Clock(pl.Callback):
         """Mean duration of a step, without readings and checkpoints."""
         return (self.waiting + self.training) / max(self.steps, 1)
 
-    def on_train_start(self, *_: object) -> None:  # noqa: D102
+    def on_train_start(self, *_: object) -> None:
         self._born = self._ended = time.monotonic()
 
-    def on_train_batch_start(self, *_: object) -> None:  # noqa: D102
+    def on_train_batch_start(self, *_: object) -> None:
         self._began = time.monotonic()
         self.waiting += self._began - self._ended
 
-    def on_train_batch_end(self, *_: object) -> None:  # noqa: D102
+    def on_train_batch_end(self, *_: object) -> None:
         self.training += time.monotonic() - self._began
         self.steps += 1
 
@@ -69,11 +69,11 @@ class Clock(pl.Callback):
         """The other callbacks are done with the step: from here on the loop waits for data."""
         self._ended = time.monotonic()
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         spent = {"waiting": self.waiting, "training": self.training, "steps": self.steps}
         return {"seconds": self.total, **spent}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.earlier = state_dict["seconds"]
         self.waiting, self.training = state_dict["waiting"], state_dict["training"]
         self.steps = state_dict["steps"]
@@ -95,10 +95,10 @@ class Metrics(pl.Callback):
         self.every = every
         self.clock = clock
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002, D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         self.table.cut(trainer.global_step)
 
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
         if trainer.global_step % self.every == 0:
@@ -173,12 +173,12 @@ class Readings(pl.Callback):
         """Whether the last reading is of this step."""
         return bool(self.readings) and self.readings[-1].step == step
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002, D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         # The reading that ended a stopped search is none of the continued one's.
         self.table.cut(trainer.global_step, self.interval)
         self.restore()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
         if step % self.interval == 0 or step >= self.last_step or trainer.should_stop:
             self._read()
@@ -220,7 +220,7 @@ class Gallery(pl.Callback):
         self._drawn_step = -1
         self._next_drawing = 0.0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if self.readings.is_at(trainer.global_step) and self.clock.here >= self._next_drawing:
             self._draw()
 
@@ -276,10 +276,10 @@ class Checkpoints(pl.Callback):
         self.identity = dict(identity)
         self._saved = time.monotonic()
 
-    def on_train_start(self, *_: object) -> None:  # noqa: D102
+    def on_train_start(self, *_: object) -> None:
         self._saved = time.monotonic()
 
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
         assert isinstance(pl_module, SearchModule)
@@ -291,7 +291,7 @@ class Checkpoints(pl.Callback):
         elif step % FINITE_CHECK_STEPS == 0:
             pl_module.check_finite(self.seed)
 
-    def on_save_checkpoint(  # noqa: D102
+    def on_save_checkpoint(
         self,
         trainer: pl.Trainer,  # noqa: ARG002
         pl_module: pl.LightningModule,  # noqa: ARG002
@@ -319,6 +319,6 @@ class StopOnSignal(pl.Callback):
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:  # noqa: D102
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if self.received is not None:
             trainer.should_stop = True

@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     last move is a copy that a kill can cut short.
     """
 
-    def save_checkpoint(  # noqa: D102
+    def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
         path: _PATH,

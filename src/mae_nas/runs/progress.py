@@ -38,7 +38,7 @@ class ProgressReport(pl.Callback):
         self._bar: Progress | None = None
         self._shown = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002, D102
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         if self.console.is_terminal:
             columns = (TextColumn("search"), BarColumn(), MofNCompleteColumn())
             self._bar = Progress(
@@ -52,7 +52,7 @@ class ProgressReport(pl.Callback):
                 "search", total=self.total, completed=trainer.global_step, status=""
             )
 
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
     ) -> None:
         pause = LINE_SECONDS if self._bar is None else BAR_SECONDS
@@ -64,10 +64,10 @@ class ProgressReport(pl.Callback):
             self._show(trainer.global_step, pl_module)
         self.clock.mark()
 
-    def on_train_end(self, *_: object) -> None:  # noqa: D102
+    def on_train_end(self, *_: object) -> None:
         self._close()
 
-    def on_exception(self, *_: object) -> None:  # noqa: D102
+    def on_exception(self, *_: object) -> None:
         self._close()
 
     def _show(self, step: int, module: SearchModule) -> None:

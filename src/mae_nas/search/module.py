@@ -107,7 +107,7 @@ class SearchModule(pl.LightningModule):
         """All other parameters: split by module, never by name; listed once, for there are many."""
         return [*self.supernet.parameters(), *self.objective.parameters()]
 
-    def configure_optimizers(self) -> list[Optimizer]:  # noqa: D102
+    def configure_optimizers(self) -> list[Optimizer]:
         weight_optimizer = self.settings.weight_optimizer(self.weights)
         if self.settings.second_order:
             check_unrollable(weight_optimizer)

@@ -68,7 +68,7 @@ class S1(SearchSpace):
         (_SKIP, _DIL5),
     )
 
-    def primitives(self, kind: str) -> Sequence[Sequence[str]]:  # noqa: D102
+    def primitives(self, kind: str) -> Sequence[Sequence[str]]:
         return self._reduce if kind == "reduce" else self._normal
 
 

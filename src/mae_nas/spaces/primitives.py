@@ -40,7 +40,7 @@ class Zero(Primitive):
 
     is_zero = True
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002, D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002
         raise AssertionError("the zero operation contributes nothing and is never run")
 
 
@@ -52,7 +52,7 @@ class ReLUConvBN(Primitive):
         self.conv = nn.Conv2d(channels_in, channels_out, 1, bias=False)
         self.norm = BatchNorm(channels_out, affine=False)
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002, D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002
         return self.norm(self.conv(x.relu()), after)
 
 
@@ -70,7 +70,7 @@ class FactorizedReduce(Primitive):
         self.odd = nn.Conv2d(channels_in, channels_out // 2, 1, bias=False)
         self.norm = BatchNorm(channels_out, affine=False)
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002, D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002
         x = x.relu()
         # Slices, not strides: oneDNN's strided pointwise convolution corrupts memory in backward
         # below eight channels (channels-last float32, seen with torch 2.14 on a CPU).
@@ -83,7 +83,7 @@ class Skip(Primitive):
 
     is_skip = True
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002, D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002
         return x
 
 
@@ -106,7 +106,7 @@ class Pool(Primitive):
         self.stride = stride
         self.norm = BatchNorm(channels, affine=False)
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
         return self.norm(self.pool(x, before, after, self.stride), after)
 
 
@@ -131,7 +131,7 @@ class DepthwiseSeparable(Primitive):
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = BatchNorm(channels, affine=False)
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002, D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002
         # No mask between the two: a pointwise convolution cannot mix sites.
         return self.norm(self.pointwise(self.depthwise(x.relu())), after)
 
@@ -144,7 +144,7 @@ class SepConv(Primitive):
         self.first = DepthwiseSeparable(channels, kernel, stride)
         self.second = DepthwiseSeparable(channels, kernel, 1)
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
         return self.second(self.first(x, before, after), after, after)
 
 
@@ -157,7 +157,7 @@ class Noise(Primitive):
         super().__init__()
         self.stride = stride
 
-    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002, D102
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:  # noqa: ARG002
         noise = torch.randn_like(x[:, :, :: self.stride, :: self.stride])
         return noise if after is None else noise.where(after, 0.0)
 

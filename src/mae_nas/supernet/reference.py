@@ -21,7 +21,7 @@ class DenseState(CellState):
 
     features: Tensor
 
-    def dense(self) -> Tensor:  # noqa: D102
+    def dense(self) -> Tensor:
         return self.features
 
 
@@ -64,10 +64,10 @@ class ReferenceCell(SearchCell):
         )
 
     @staticmethod
-    def enter(image_map: Tensor) -> CellState:  # noqa: D102
+    def enter(image_map: Tensor) -> CellState:
         return DenseState(image_map)
 
-    def forward(  # noqa: D102
+    def forward(
         self, before_last: CellState, last: CellState, mixture: Mixture, visible: VisibleMap | None
     ) -> CellState:
         first = visible.at(self.spec.inputs[0].stride) if visible else None
