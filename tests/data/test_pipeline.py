@@ -2,6 +2,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,6 +88,25 @@ def test_workers_outlive_signals_to_the_whole_group() -> None:
     assert len(multiprocessing.active_children()) == 2
     seen += [data.step_batches(item) for item in items]
     assert all(equal(one, data.step_batches(step)) for step, one in enumerate(seen))
+
+
+ABANDONED = """
+from mae_nas.data import SearchData, Synthetic
+data = SearchData(Synthetic(images=48, side=8), 0, 4, workers=2, resident=False)
+data.load()
+items = iter(data.train_dataloader())
+next(items)
+raise KeyboardInterrupt
+"""
+
+
+def test_a_process_ends_though_its_workers_ignore_signals() -> None:
+    # While `items` lives, nobody shuts its workers down before multiprocessing waits for them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", ABANDONED], env=environment, capture_output=True, timeout=300
+    )
+    assert done.stderr.decode().splitlines()[-1] == "KeyboardInterrupt"
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import signal
@@ -252,11 +253,12 @@ def test_signals_end_a_run_cleanly_and_it_goes_on_bit_identically(
     tmp_path: Path,
 ) -> None:
     run, here = tmp_path / "run", [*LONG, "hydra.run.dir=run", "resume=auto"]
+    here += ["efficiency.resident=false", "efficiency.workers=2"]
     steps = [0]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         process = start(*here)
         wait_for_step(process, run, steps[-1] + 3)
-        process.send_signal(number)
+        os.killpg(process.pid, number)  # as Ctrl-C and schedulers do: loader workers get it too
         said, _ = process.communicate(timeout=60)
         assert process.returncode == code, said
         assert "Traceback" not in said
