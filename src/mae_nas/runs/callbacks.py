@@ -74,20 +74,14 @@ class Clock(pl.Callback):
         return {"seconds": self.total, **spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.earlier = state_dict["seconds"]
+        self.earlier, self.steps = state_dict["seconds"], state_dict["steps"]
         self.waiting, self.training = state_dict["waiting"], state_dict["training"]
-        self.steps = state_dict["steps"]
 
 
 class Metrics(pl.Callback):
     """A row of metrics.csv, and of the logger if there is one, every few steps.
 
     Rows hold the step's own values, not a running mean, so that a resumed run writes the same ones.
-
-    Args:
-        folder: of the run.
-        every: steps between rows.
-        clock: for the timing columns.
     """
 
     def __init__(self, folder: RunFolder, every: int, clock: Clock) -> None:
@@ -95,15 +89,12 @@ class Metrics(pl.Callback):
         self.every = every
         self.clock = clock
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         self.table.cut(trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
         if trainer.global_step % self.every == 0:
-            assert isinstance(pl_module, SearchModule)
-            row = metrics_row(pl_module)
+            row = metrics_row(module)
             row |= {"seconds": self.clock.total, "waiting_share": self.clock.waiting_share}
             self.table.append(row)
             for logger in trainer.loggers:
@@ -112,14 +103,12 @@ class Metrics(pl.Callback):
 
 def metrics_row(module: SearchModule) -> dict[str, float]:
     """The values of the step just done, by name, in a fixed order; absent ones are NaN."""
-    kinds = list(module.relaxation.alphas)
-    bilevel = ["weight_loss", "arch_loss", "grad_norm_weights"]
-    bilevel += [f"grad_norm_alpha_{kind}" for kind in kinds]
-    names = bilevel + sorted(module.values.keys() - set(bilevel))
-    alpha = module.alphas[0]
-    absent = alpha.new_tensor(float("nan"))
+    names = ["weight_loss", "arch_loss", "grad_norm_weights"]
+    names += [f"grad_norm_alpha_{kind}" for kind in module.relaxation.alphas]
+    names += sorted(module.values.keys() - set(names))
+    absent = module.alphas[0].new_tensor(float("nan"))
     # One transfer for all of them.
-    stacked = torch.stack([module.values.get(n, absent).to(alpha.dtype) for n in names])
+    stacked = torch.stack([module.values.get(name, absent).to(absent.dtype) for name in names])
     row: dict[str, float] = {
         "step": module.global_step,
         "epoch": module.global_step / module.steps_per_epoch,
@@ -137,7 +126,7 @@ class Readings(pl.Callback):
     Args:
         folder: of the run.
         take: makes a reading, given the earlier ones.
-        interval: steps between readings.
+        interval: in steps.
         last_step: where the search ends.
         stop_on_collapse: end the search when the verdict is `collapsed`.
     """
@@ -159,6 +148,11 @@ class Readings(pl.Callback):
         self.readings: list[Reading] = []
 
     @property
+    def verdict(self) -> str:
+        """Of the last reading."""
+        return self.readings[-1].verdict if self.readings else "ok"
+
+    @property
     def is_complete(self) -> bool:
         """Whether the search has reached its last step."""
         return bool(self.readings) and self.readings[-1].step >= self.last_step
@@ -166,14 +160,13 @@ class Readings(pl.Callback):
     @property
     def has_stopped_search(self) -> bool:
         """Whether the verdict ended the search."""
-        is_collapsed = bool(self.readings) and self.readings[-1].verdict == "collapsed"
-        return self.stop_on_collapse and is_collapsed
+        return self.stop_on_collapse and self.verdict == "collapsed"
 
     def is_at(self, step: int) -> bool:
         """Whether the last reading is of this step."""
         return bool(self.readings) and self.readings[-1].step == step
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         # The reading that ended a stopped search is none of the continued one's.
         self.table.cut(trainer.global_step, self.interval)
         self.restore()
@@ -181,7 +174,12 @@ class Readings(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
         if step % self.interval == 0 or step >= self.last_step or trainer.should_stop:
-            self._read()
+            before, reading = self.verdict, self.take(self.readings)
+            self.readings.append(reading)
+            self.table.append(reading.to_dict())
+            write_json(self.folder.genotype, reading.to_dict())
+            if reading.verdict != before:
+                log.warning("%s", verdict_line(reading))
         if self.has_stopped_search:
             trainer.should_stop = True
 
@@ -189,26 +187,12 @@ class Readings(pl.Callback):
         """Take the readings from the file."""
         self.readings = [Reading.from_dict(row) for row in self.table.rows()]
 
-    def _read(self) -> None:
-        before = self.readings[-1].verdict if self.readings else "ok"
-        reading = self.take(self.readings)
-        self.readings.append(reading)
-        self.table.append(reading.to_dict())
-        write_json(self.folder.genotype, reading.to_dict())
-        if reading.verdict != before:
-            log.warning("%s", verdict_line(reading))
-
 
 class Gallery(pl.Callback):
     """Draws the pictures after a reading; runs after `Checkpoints`, since drawing takes seconds.
 
     Drawing takes at most a twentieth of the time: readings that come too fast go undrawn, the last
     one never.
-
-    Args:
-        draw: draws the run's pictures, given all readings.
-        readings: of the run.
-        clock: of the run.
     """
 
     def __init__(
@@ -256,7 +240,7 @@ class Checkpoints(pl.Callback):
     Args:
         folder: of the run.
         seconds: between checkpoints.
-        readings: says when there is a reading.
+        readings: of the run.
         seed: named if the loss is not finite.
         identity: written into the checkpoint, to tell the runs apart.
     """
@@ -274,31 +258,23 @@ class Checkpoints(pl.Callback):
         self.readings = readings
         self.seed = seed
         self.identity = dict(identity)
-        self._saved = time.monotonic()
 
     def on_train_start(self, *_: object) -> None:
         self._saved = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
-    ) -> None:
-        assert isinstance(pl_module, SearchModule)
+    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
         step = trainer.global_step
-        if self.readings.is_at(step) or time.monotonic() - self._saved >= self.seconds:
-            pl_module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
+        is_due = self.readings.is_at(step) or time.monotonic() - self._saved >= self.seconds
+        if is_due or step % FINITE_CHECK_STEPS == 0:
+            module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
+        if is_due:
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
-        elif step % FINITE_CHECK_STEPS == 0:
-            pl_module.check_finite(self.seed)
 
     def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
+        self, _trainer: object, _module: object, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["format"] = FORMAT
-        checkpoint.update(self.identity)
+        checkpoint.update(self.identity, format=FORMAT)
 
 
 class StopOnSignal(pl.Callback):
@@ -307,13 +283,13 @@ class StopOnSignal(pl.Callback):
     def __init__(self) -> None:
         self.received: int | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, *_: object) -> None:
         """Take over from Lightning, which would end without a reading; it restores the handlers."""
 
         def stop(number: int, _frame: object) -> None:
-            if self.received is not None:
+            is_second, self.received = self.received is not None, number
+            if is_second:
                 raise KeyboardInterrupt
-            self.received = number
             log.info("Stopping after this step (again to stop at once)")
 
         signal.signal(signal.SIGINT, stop)

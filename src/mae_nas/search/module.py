@@ -48,7 +48,7 @@ class BilevelSettings:
     second_order: bool = False
 
     def __post_init__(self) -> None:
-        if self.grad_clip <= 0:
+        if not self.grad_clip > 0:  # NaN too
             raise ValueError(f"grad_clip {self.grad_clip}: must be positive, e.g. 5.0")
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs {self.warmup_epochs}: must be 0 or more")
