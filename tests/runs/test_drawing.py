@@ -39,7 +39,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         kept.append(figure)
         return [path]
 
-    monkeypatch.setattr(drawing, "save", keep)
+    monkeypatch.setattr(canvas, "save", keep)
     return kept
 
 

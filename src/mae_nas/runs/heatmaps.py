@@ -12,20 +12,18 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from mae_nas.genotype import CellGenotype, Genotype
-from mae_nas.runs.canvas import ARCHITECTURE, INK, human, ink_on, node_name, save, styled
-from mae_nas.runs.drawing import TITLES
+from mae_nas.runs import canvas
 
 Joins = Sequence[tuple[int, int]]
-Primitives = Sequence[Sequence[str]]
 
 _WIDE, _TALL = 0.96, 0.92  # of a tile; one unit of the axes is a column or a row
 
 
-@styled
+@canvas.styled
 def plot_alpha_heatmaps(
     scores: Mapping[str, ArrayLike],
     edges: Joins,
-    primitives: Mapping[str, Primitives],
+    primitives: Mapping[str, canvas.Primitives],
     genotype: Genotype,
     folder: str | Path,
 ) -> list[Path]:
@@ -47,48 +45,46 @@ def plot_alpha_heatmaps(
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, len(weights), squeeze=False, width_ratios=widths)[0]
     for axes, (kind, values) in zip(panels, weights.items(), strict=True):
-        _draw(axes, values, edges, primitives[kind])
-        _label(axes, edges, primitives[kind], genotype.cells[kind])
-        axes.set_title(TITLES[kind], pad=12)
+        _draw(axes, values, edges, primitives[kind], genotype.cells[kind])
+        axes.set_title(canvas.TITLES[kind], pad=12)
     figure.supxlabel("mixture weight; outlined: kept in the genotype", fontsize=10)
-    return save(figure, Path(folder) / "alpha")
+    return canvas.save(figure, Path(folder) / "alpha")
 
 
-def _is_shared(primitives: Primitives) -> bool:
+def _is_shared(primitives: canvas.Primitives) -> bool:
     return len(set(map(tuple, primitives))) == 1
 
 
-def _tops(edges: Joins) -> NDArray[np.float64]:
-    """Upper side of each row; a gap parts the edges of one node from those of the next."""
-    return np.asarray([row + 0.25 * (edge[1] - edges[0][1]) for row, edge in enumerate(edges)])
-
-
-def _draw(axes: Axes, values: NDArray[np.float64], edges: Joins, table: Primitives) -> None:
+def _draw(
+    axes: Axes,
+    values: NDArray[np.float64],
+    edges: Joins,
+    table: canvas.Primitives,
+    cell: CellGenotype,
+) -> None:
     # Half-way up the scale is the uniform weight; a search that has hardly moved stays near it.
     moved = values - 1 / values.shape[1]
     shades = 0.47 + 0.43 * moved / max(float(abs(moved).max()), 0.02 / values.shape[1])
-    shared = _is_shared(table)
-    for row, (top, names) in enumerate(zip(_tops(edges), table, strict=True)):
+    # A gap parts the edges of one node from those of the next.
+    tops = np.asarray([row + 0.25 * (edge[1] - edges[0][1]) for row, edge in enumerate(edges)])
+    heads = [canvas.human(name) for name in table[0]] if _is_shared(table) else []
+    kept = {(edge.source, edge.target, edge.primitive) for edge in cell.edges}
+    for row, (edge, names) in enumerate(zip(edges, table, strict=True)):
         for column, name in enumerate(names):
-            fill = to_hex(colormaps["Blues"](shades[row, column]))
-            axes.add_patch(Rectangle((column, top), _WIDE, _TALL, facecolor=fill))
+            fill, corner = to_hex(colormaps["Blues"](shades[row, column])), (column, tops[row])
+            axes.add_patch(Rectangle(corner, _WIDE, _TALL, facecolor=fill))
+            if (*edge, name) in kept:
+                hue = canvas.ARCHITECTURE
+                axes.add_patch(
+                    Rectangle(corner, _WIDE, _TALL, fill=False, ec=hue, lw=2.2, zorder=2)
+                )
             share = f"{values[row, column]:.3f}"
-            label = share if shared else f"{human(name)}  {share}"
-            x, y = column + _WIDE / 2, top + _TALL / 2
-            axes.text(x, y, label, ha="center", va="center", color=ink_on(fill), fontsize=9)
-
-
-def _label(axes: Axes, edges: Joins, table: Primitives, cell: CellGenotype) -> None:
-    """Name rows and columns, outline the operations of `cell`."""
-    tops = _tops(edges)
-    for edge in cell.edges:
-        row = list(edges).index((edge.source, edge.target))
-        corner = (list(table[row]).index(edge.primitive), tops[row])
-        axes.add_patch(Rectangle(corner, _WIDE, _TALL, fill=False, ec=ARCHITECTURE, lw=2.2))
-    labels = [" → ".join(node_name(node, cell.inputs) for node in edge) for edge in edges]
-    axes.set_yticks(tops + _TALL / 2, labels, color=INK)
-    heads = [human(name) for name in table[0]] if _is_shared(table) else []
-    axes.set_xticks(np.arange(len(heads)) + 0.3, heads, rotation=30, ha="left", color=INK)
+            label = share if heads else f"{canvas.human(name)}  {share}"
+            x, y, ink = column + _WIDE / 2, tops[row] + _TALL / 2, canvas.ink_on(fill)
+            axes.text(x, y, label, ha="center", va="center", color=ink, fontsize=9)
+    labels = [" → ".join(canvas.node_name(node, cell.inputs) for node in edge) for edge in edges]
+    axes.set_yticks(tops + _TALL / 2, labels, color=canvas.INK)
+    axes.set_xticks(np.arange(len(heads)) + 0.3, heads, rotation=30, ha="left", color=canvas.INK)
     axes.set(xlim=(-0.05, max(map(len, table))), ylim=(tops[-1] + 1.0, -0.08))
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)

@@ -16,25 +16,17 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mae_nas.genotype import Genotype
-from mae_nas.runs.canvas import (
-    ARCHITECTURE,
-    FAINT,
-    INK,
-    MUTED,
-    WEIGHT,
-    colour,
-    human,
-    save,
-    spread,
-    styled,
-)
-from mae_nas.runs.drawing import TITLES, draw_cells
-from mae_nas.runs.heatmaps import Primitives
+from mae_nas.runs import canvas
+from mae_nas.runs.canvas import FAINT, INK, MUTED, colour
+from mae_nas.runs.drawing import draw_cells
 
 Rows = Sequence[Mapping[str, Any]]
 Series = NDArray[np.float64]
 
-_STEPS = {"weight_loss": ("weight step", WEIGHT), "arch_loss": ("α step", ARCHITECTURE)}
+_STEPS = {
+    "weight_loss": ("weight step", canvas.WEIGHT),
+    "arch_loss": ("α step", canvas.ARCHITECTURE),
+}
 _FEW = 15  # so few points are marked
 
 
@@ -46,10 +38,10 @@ def plot_cells(genotype: Genotype, folder: str | Path) -> list[Path]:
     return written
 
 
-@styled
+@canvas.styled
 def plot_alpha_history(
     readings: Rows,
-    primitives: Mapping[str, Primitives],
+    primitives: Mapping[str, canvas.Primitives],
     folder: str | Path,
     chance: Mapping[str, tuple[float, float]],
 ) -> list[Path]:
@@ -69,18 +61,18 @@ def plot_alpha_history(
         upper, lower = grid[:, column]
         weights = _numbers(reading["scores"][kind] for reading in readings)
         lines |= _draw_weights(upper, epochs, weights, names)
-        upper.set_title(TITLES[kind])
+        upper.set_title(canvas.TITLES[kind])
         skips = _numbers(reading["skips"][kind] for reading in readings)
         _draw_skips(lower, epochs, skips, chance[kind])
     grid[0, 0].set_xlim(0.0, 1.03 * float(epochs.max()))
     grid[0, 0].set_ylabel("mixture weight, mean over edges")
     grid[1, 0].set_ylabel("skips kept")
     handles = list(lines.values())
-    figure.legend(handles, [human(name) for name in lines], loc="outside right upper")
-    return save(figure, Path(folder) / "alpha_history")
+    figure.legend(handles, [canvas.human(name) for name in lines], loc="outside right upper")
+    return canvas.save(figure, Path(folder) / "alpha_history")
 
 
-@styled
+@canvas.styled
 def plot_losses(
     rows: Rows, readings: Rows, yardsticks: Mapping[str, float], folder: str | Path
 ) -> list[Path]:
@@ -114,7 +106,7 @@ def plot_losses(
     _draw_yardsticks(axes, yardsticks)
     axes.set(xlabel="epoch", ylabel="error on hidden pixels", title="Masked loss")
     axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.1))
-    return save(figure, Path(folder) / "losses")
+    return canvas.save(figure, Path(folder) / "losses")
 
 
 def _numbers(values: Iterable[object]) -> Series:
@@ -133,7 +125,7 @@ def _running_median(values: Series) -> Series:
 
 
 def _draw_weights(
-    axes: Axes, epochs: Series, weights: Series, primitives: Primitives
+    axes: Axes, epochs: Series, weights: Series, primitives: canvas.Primitives
 ) -> dict[str, Line2D]:
     """Faint: (readings, edges, operations) one by one. Bold: the mean of each operation."""
     curves: dict[str, list[Series]] = {}
@@ -166,7 +158,7 @@ def _draw_yardsticks(axes: Axes, yardsticks: Mapping[str, float]) -> None:
     """Lines across, named at their right ends; names keep a distance from each other."""
     ordered = sorted(yardsticks.items(), key=lambda item: item[1])
     gap = 0.05 * axes.get_ylim()[1]
-    places = spread([loss for _, loss in ordered], [gap] * (len(ordered) - 1))
+    places = canvas.spread([loss for _, loss in ordered], [gap] * (len(ordered) - 1))
     for (name, loss), place in zip(ordered, places, strict=True):
         axes.axhline(loss, color=MUTED, lw=1, ls="--")
         label = f"{name} {loss:.3f}"
