@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -120,32 +121,19 @@ def metrics_row(module: SearchModule) -> dict[str, float]:
     return row
 
 
+@dataclass(eq=False)
 class Readings(pl.Callback):
-    """A reading every `interval` steps and where the search ends: genotypes and their verdict.
+    """A reading every `interval` steps and where the search ends: genotypes and their verdict."""
 
-    Args:
-        folder: of the run.
-        take: makes a reading, given the earlier ones.
-        interval: in steps.
-        last_step: where the search ends.
-        stop_on_collapse: end the search when the verdict is `collapsed`.
-    """
+    folder: RunFolder
+    take: Callable[[list[Reading]], Reading]  # given the earlier ones
+    interval: int
+    last_step: int  # where the search ends
+    stop_on_collapse: bool  # end the search when the verdict is `collapsed`
+    readings: list[Reading] = field(default_factory=list)
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        take: Callable[[list[Reading]], Reading],
-        interval: int,
-        last_step: int,
-        stop_on_collapse: bool,
-    ) -> None:
-        self.folder = folder
-        self.table = JsonLines(folder.genotypes)
-        self.take = take
-        self.interval = interval
-        self.last_step = last_step
-        self.stop_on_collapse = stop_on_collapse
-        self.readings: list[Reading] = []
+    def __post_init__(self) -> None:
+        self.table = JsonLines(self.folder.genotypes)
 
     @property
     def verdict(self) -> str:
@@ -188,6 +176,7 @@ class Readings(pl.Callback):
         self.readings = [Reading.from_dict(row) for row in self.table.rows()]
 
 
+@dataclass(eq=False)
 class Gallery(pl.Callback):
     """Draws the pictures after a reading; runs after `Checkpoints`, since drawing takes seconds.
 
@@ -195,14 +184,11 @@ class Gallery(pl.Callback):
     one never.
     """
 
-    def __init__(
-        self, draw: Callable[[list[Reading]], None], readings: Readings, clock: Clock
-    ) -> None:
-        self.draw = draw
-        self.readings = readings
-        self.clock = clock
-        self._drawn_step = -1
-        self._next_drawing = 0.0
+    draw: Callable[[list[Reading]], None]  # draws the run's pictures, given all readings
+    readings: Readings
+    clock: Clock
+    _drawn_step = -1
+    _next_drawing = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         if self.readings.is_at(trainer.global_step) and self.clock.here >= self._next_drawing:
@@ -232,32 +218,18 @@ def verdict_line(reading: Reading) -> str:
     )
 
 
+@dataclass(eq=False)
 class Checkpoints(pl.Callback):
     """checkpoints/last.ckpt: every so many seconds, after every reading, and where a search ends.
 
     Runs after `Readings`, so that a checkpoint never lacks a reading that its step has.
-
-    Args:
-        folder: of the run.
-        seconds: between checkpoints.
-        readings: of the run.
-        seed: named if the loss is not finite.
-        identity: written into the checkpoint, to tell the runs apart.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        seconds: float,
-        readings: Readings,
-        seed: int,
-        identity: Mapping[str, str],
-    ) -> None:
-        self.path = folder.checkpoint
-        self.seconds = seconds
-        self.readings = readings
-        self.seed = seed
-        self.identity = dict(identity)
+    folder: RunFolder
+    seconds: float  # between checkpoints
+    readings: Readings
+    seed: int  # named if the loss is not finite
+    identity: Mapping[str, str]  # written into the checkpoint, to tell the runs apart
 
     def on_train_start(self, *_: object) -> None:
         self._saved = time.monotonic()
@@ -268,7 +240,7 @@ class Checkpoints(pl.Callback):
         if is_due or step % FINITE_CHECK_STEPS == 0:
             module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
         if is_due:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.folder.checkpoint)
             self._saved = time.monotonic()
 
     def on_save_checkpoint(

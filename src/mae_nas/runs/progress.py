@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 
 import lightning.pytorch as pl
@@ -17,32 +18,28 @@ BAR_SECONDS = 0.5
 LINE_SECONDS = 10.0
 
 
+@dataclass(eq=False)
 class ProgressReport(pl.Callback):
     """A bar with ETA on a terminal; elsewhere a plain line every ten seconds.
 
     Both show the two losses, the skips of the normal cell at the last reading, the relative entropy
     of α, and the share of time spent waiting for data.
-
-    Args:
-        total: steps until the search ends.
-        clock: of the run.
-        readings: for the skip count.
-        console: where the bar goes.
     """
 
-    def __init__(self, total: int, clock: Clock, readings: Readings, console: Console) -> None:
-        self.total = total
-        self.clock = clock
-        self.readings = readings
-        self.has_bar = console.is_terminal
+    total: int  # steps until the search ends
+    clock: Clock
+    readings: Readings
+    console: Console
+    _shown = 0.0
+
+    def __post_init__(self) -> None:
+        self.has_bar = self.console.is_terminal
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress("search", *columns, "{task.fields[status]}", console=console)
-        self._shown = 0.0
+        self.bar = Progress("search", *columns, "{task.fields[status]}", console=self.console)
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
-        self._task = self.bar.add_task(
-            "search", total=self.total, completed=trainer.global_step, status=""
-        )
+        done = trainer.global_step
+        self._task = self.bar.add_task("search", total=self.total, completed=done, status="")
         if self.has_bar:
             self.bar.start()
 
