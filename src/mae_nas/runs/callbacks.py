@@ -29,9 +29,7 @@ class Clock(pl.Callback):
     """Seconds of the whole run, earlier processes included, and how they were spent."""
 
     def __init__(self) -> None:
-        self.earlier = 0.0
-        self.waiting = 0.0
-        self.training = 0.0
+        self.earlier = self.waiting = self.training = 0.0
         self.steps = 0
         self._born = self._began = self._ended = time.monotonic()
 
@@ -141,18 +139,19 @@ class Readings(pl.Callback):
         return self.readings[-1].verdict if self.readings else "ok"
 
     @property
+    def step(self) -> int:
+        """Of the last reading; -1 before the first."""
+        return self.readings[-1].step if self.readings else -1
+
+    @property
     def is_complete(self) -> bool:
         """Whether the search has reached its last step."""
-        return bool(self.readings) and self.readings[-1].step >= self.last_step
+        return self.step >= self.last_step
 
     @property
     def has_stopped_search(self) -> bool:
         """Whether the verdict ended the search."""
         return self.stop_on_collapse and self.verdict == "collapsed"
-
-    def is_at(self, step: int) -> bool:
-        """Whether the last reading is of this step."""
-        return bool(self.readings) and self.readings[-1].step == step
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         # The reading that ended a stopped search is none of the continued one's.
@@ -191,20 +190,20 @@ class Gallery(pl.Callback):
     _next_drawing = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        if self.readings.is_at(trainer.global_step) and self.clock.here >= self._next_drawing:
+        if self.readings.step == trainer.global_step and self.clock.here >= self._next_drawing:
             self._draw()
 
     def settle(self) -> None:
         """Final pictures; also for a run that was killed between its last step and its record."""
         if not self.readings.readings:
             self.readings.restore()
-        if not self.readings.is_at(self._drawn_step):
+        if self.readings.step != self._drawn_step:
             self._draw()
 
     def _draw(self) -> None:
         began = self.clock.here
         self.draw(self.readings.readings)
-        self._drawn_step = self.readings.readings[-1].step
+        self._drawn_step = self.readings.step
         self._next_drawing = self.clock.here + 20 * (self.clock.here - began)
 
 
@@ -236,7 +235,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
         step = trainer.global_step
-        is_due = self.readings.is_at(step) or time.monotonic() - self._saved >= self.seconds
+        is_due = self.readings.step == step or time.monotonic() - self._saved >= self.seconds
         if is_due or step % FINITE_CHECK_STEPS == 0:
             module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
         if is_due:

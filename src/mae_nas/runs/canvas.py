@@ -21,9 +21,6 @@ DPI = 150
 FORMATS = (".png", ".svg")
 TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
-Primitives = Sequence[Sequence[str]]
-"""The operations on each edge of a cell."""
-
 # Okabe and Ito's palette: hue tells the kind of operation, lightness the member of the kind.
 _COLOURS = {
     "none": "#9aa1ab",

@@ -7,8 +7,7 @@ import numpy as np
 
 from mae_nas.data import SearchData
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.heatmaps import plot_alpha_heatmaps
-from mae_nas.runs.plots import plot_alpha_history, plot_cells, plot_losses
+from mae_nas.runs.plots import plot_alpha_heatmaps, plot_alpha_history, plot_cells, plot_losses
 from mae_nas.runs.reconstructions import plot_reconstructions
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import Reading, SearchModule

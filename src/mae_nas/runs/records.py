@@ -69,10 +69,7 @@ def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str,
         encoder = count_multiply_adds(
             lambda: module.supernet(batch.image, module.relaxation.mixture())
         )
-    parts = {
-        "supernet": (module.supernet, encoder),
-        "decoder": (module.objective, whole - encoder),
-    }
+    parts = {"supernet": (module.supernet, encoder), "decoder": (module.objective, whole - encoder)}
     return {
         name: {"parameters": count_parameters(part), "multiply_adds": operations // images}
         for name, (part, operations) in parts.items()

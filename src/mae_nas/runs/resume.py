@@ -79,9 +79,12 @@ def decide(
         return _start(config, run_dir, run_dir_given)
     if resume != "auto":
         return _continue_path(config, Path(resume), run_dir if run_dir_given else None, touched)
-    if run_dir_given:
-        return _continue_in(config, RunFolder(run_dir))
-    return _continue_newest(config, run_dir)
+    if not run_dir_given:
+        return _continue_newest(config, run_dir)
+    folder = RunFolder(run_dir)
+    if not folder.is_run():
+        return _start(config, run_dir, exact=True)
+    return _continue(config, folder, _stored_alike(folder, config))
 
 
 def config_hash(config: Mapping[str, object]) -> str:
@@ -106,19 +109,13 @@ def differences(
     return lines
 
 
-def _start(config: Config, path: Path, exact: bool, message: str = "") -> Decision:
+def _start(config: Config, path: Path, exact: bool) -> Decision:
     folder = RunFolder(path)
     if exact:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; hydra.run.dir names a folder")
         folder.refuse_unless_empty()
-    return Decision(config, folder, exact=exact, message=message)
-
-
-def _continue_in(config: Config, folder: RunFolder) -> Decision:
-    if not folder.is_run():
-        return _start(config, folder.path, exact=True)
-    return _continue(config, folder, _stored_alike(folder, config))
+    return Decision(config, folder, exact=exact)
 
 
 def _continue_newest(config: Config, run_dir: Path) -> Decision:
@@ -134,7 +131,8 @@ def _continue_newest(config: Config, run_dir: Path) -> Decision:
         except (ValueError, OSError):
             continue  # damaged, or not ours to read: not the run that is meant
         return _continue(config, folder, stored)
-    return _start(config, run_dir, exact=False, message="no unfinished run like this: a new one")
+    message = "no unfinished run like this: a new one"
+    return Decision(config, RunFolder(run_dir), exact=False, message=message)
 
 
 def _continue_path(

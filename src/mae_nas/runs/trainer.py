@@ -57,10 +57,9 @@ class TrainerSettings:
             raise ValueError(
                 f"accumulate {self.accumulate}: must divide batch_size {self.batch_size}"
             )
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision {self.precision!r}: must be one of {', '.join(get_args(Precision))}"
-            )
+        known = get_args(Precision)
+        if self.precision not in known:
+            raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(known)}")
         available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if self.accelerator in available and not available[self.accelerator]():
             raise ValueError(f"accelerator {self.accelerator}: none is here; use auto or cpu")
@@ -95,12 +94,9 @@ class TrainerSettings:
             logger=list(loggers),
             plugins=[AtomicCheckpointIO()],
             default_root_dir=root,
-            use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
         )
         _drop_foreign_callbacks(trainer, callbacks)
         return trainer
@@ -159,15 +155,8 @@ class WandbSettings(LoggerSettings):
 
     def loggers(self, folder: Path, name: str) -> list[Logger]:
         """Lightning's loggers; the run's id is its folder's name, so that a resumed run goes on."""
-        return [
-            WandbLogger(
-                project=self.project,
-                name=name,
-                id=f"{name}-{folder.name}".replace("/", "-"),
-                save_dir=folder,
-                offline=self.mode == "offline",
-            )
-        ]
+        run, offline = f"{name}-{folder.name}".replace("/", "-"), self.mode == "offline"
+        return [WandbLogger(name, folder, id=run, project=self.project, offline=offline)]
 
     def close(self, code: int) -> None:
         """End the run there too, or the next one in this process would go on in it."""
