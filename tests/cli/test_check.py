@@ -84,6 +84,7 @@ def test_check_accepts_the_defaults(default: dict[str, Any]) -> None:
         ("data__side", -3, "data.side: -3 is not a number of pixels"),
         ("data__root", "/x", "data.root: Digits takes no such argument"),
         ("search__grad_clip", -1.0, "search: grad_clip -1.0"),
+        ("search__grad_clip", float("nan"), "search: grad_clip nan: must be positive"),
         ("search__weight_optimizer__lr", -1.0, "search.weight_optimizer: Invalid learning rate"),
         ("search__weight_optimizer__lrr", 1.0, "search.weight_optimizer.lrr: SGD takes no such a"),
         (

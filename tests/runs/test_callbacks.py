@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +11,11 @@ import pytest
 import torch
 
 from mae_nas.batch import Batch
+from mae_nas.cli import codes, search
 from mae_nas.cli.assemble import Run
 from mae_nas.objectives import Encode, Objective
 from mae_nas.runs import callbacks
-from mae_nas.runs.callbacks import Checkpoints, Clock, Gallery, Metrics, Readings
+from mae_nas.runs.callbacks import Checkpoints, Clock, Gallery, Metrics, Readings, StopOnSignal
 from mae_nas.runs.checkpoint import FORMAT, read_checkpoint
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import NonFiniteLossError, Reading, SearchModule, take_reading
@@ -291,3 +294,28 @@ def test_a_bad_checkpoint_never_replaces_a_good_one(
     saved = read_checkpoint(run.folder.checkpoint)
     assert saved["global_step"] == 3
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+# Signals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("second", "code"), [(signal.SIGTERM, codes.REQUEUE), (signal.SIGINT, codes.INTERRUPTED)]
+)
+def test_a_second_signal_ends_a_search_at_once_with_its_own_code(
+    prepared: Prepared, second: signal.Signals, code: int
+) -> None:
+    run, seen, stopper = prepared(), [], StopOnSignal()
+
+    def interrupt(step: int) -> None:
+        seen.append(step)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), second)
+        seen.append(-1)  # not reached
+
+    trainer = run.settings.make(9, [stopper, Each(interrupt)], [], run.folder.path)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert search.fit(trainer, run, None, stopper) == code
+    assert seen == [1]
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+        signal.signal(number, handler)  # Lightning leaves Ctrl-C ignored

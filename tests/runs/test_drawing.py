@@ -14,7 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.transforms import Bbox
 
 from mae_nas.genotype import PUBLISHED, CellGenotype, Edge, Genotype
-from mae_nas.runs import canvas, cell_layout, drawing, heatmaps, plots, reconstructions
+from mae_nas.runs import canvas, cell_layout, drawing, plots, reconstructions
 from mae_nas.runs.canvas import human, save, spread
 from mae_nas.runs.cell_layout import arrange
 from mae_nas.runs.drawing import draw_cells
@@ -39,7 +39,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         kept.append(figure)
         return [path]
 
-    monkeypatch.setattr(drawing, "save", keep)
+    monkeypatch.setattr(canvas, "save", keep)
     return kept
 
 
@@ -125,7 +125,7 @@ def test_pictures_are_the_same_bytes_whatever_the_users_style(tmp_path: Path) ->
         assert (tmp_path / f"a{end}").read_bytes() == (tmp_path / f"b{end}").read_bytes()
 
 
-@pytest.mark.parametrize("module", [canvas, cell_layout, drawing, heatmaps, plots, reconstructions])
+@pytest.mark.parametrize("module", [canvas, cell_layout, drawing, plots, reconstructions])
 def test_drawing_asks_for_neither_pyplot_nor_torch(module: ModuleType) -> None:
     names: set[str] = set()
     for node in ast.walk(ast.parse(inspect.getsource(module))):

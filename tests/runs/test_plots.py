@@ -10,10 +10,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 
 from mae_nas.genotype import PUBLISHED, CellGenotype, Edge, Genotype
-from mae_nas.runs import canvas, heatmaps, plots
+from mae_nas.runs import canvas
 from mae_nas.runs.canvas import human
-from mae_nas.runs.heatmaps import plot_alpha_heatmaps
-from mae_nas.runs.plots import plot_alpha_history, plot_cells, plot_losses
+from mae_nas.runs.plots import plot_alpha_heatmaps, plot_alpha_history, plot_cells, plot_losses
 from mae_nas.runs.reconstructions import plot_reconstructions
 
 SKIPS = CellGenotype(
@@ -34,8 +33,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         kept.append(figure)
         return [path]
 
-    for module in (heatmaps, plots):
-        monkeypatch.setattr(module, "save", keep)
+    monkeypatch.setattr(canvas, "save", keep)
     return kept
 
 

@@ -6,8 +6,7 @@ import lightning.pytorch as pl
 import pytest
 
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
-from mae_nas.runs.trainer import CsvOnly, Efficiency, TrainerSettings, reading_interval
-from mae_nas.supernet import ReferenceCell
+from mae_nas.runs.trainer import LoggerSettings, TrainerSettings, reading_interval
 
 
 @pytest.mark.parametrize(
@@ -40,6 +39,7 @@ def test_fifty_readings_in_a_run(total: int, interval: int) -> None:
         ({"precision": "16-mixed"}, "precision '16-mixed': must be one of 32-true, 64-true"),
         ({"accelerator": "mps"}, "accelerator mps: none is here; use auto or cpu"),
         ({"checkpoint_seconds": 0.0}, "checkpoint_seconds 0.0: must be positive"),
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds nan: must be positive"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, object], said: str) -> None:
@@ -110,6 +110,5 @@ def test_trainer_runs_our_callbacks_alone_and_writes_atomically(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plain_settings_build_what_they_say(tmp_path: Path) -> None:
-    assert Efficiency().cell is ReferenceCell
-    assert CsvOnly().loggers(tmp_path, "name") == []
+def test_without_a_logger_there_is_only_the_run_folders_own(tmp_path: Path) -> None:
+    assert LoggerSettings().loggers(tmp_path, "name") == []

@@ -266,7 +266,8 @@ def test_accumulated_steps_equal_the_whole_batch(smooth: Make, fit: Make, accumu
     parts = fit(smooth(), 4, batch_size=8, accumulate=accumulate, precision="64-true")
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    for name in ("weight_loss", "arch_loss", "grad_norm_weights", "grad_norm_alpha_normal"):
+    losses = ("weight_loss", "arch_loss", "error")
+    for name in (*losses, "grad_norm_weights", "grad_norm_alpha_normal"):
         torch.testing.assert_close(whole.values[name], parts.values[name], rtol=1e-9, atol=1e-12)
 
 

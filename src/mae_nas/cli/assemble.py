@@ -24,7 +24,7 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.trainer import Efficiency, TrainerSettings
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.spaces import SearchSpace
-from mae_nas.supernet import Supernet, SupernetSize
+from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 
 Config = Mapping[str, Any]
 MOST_YARDSTICK_VALUES = 2**26
@@ -47,7 +47,6 @@ class Run:
     config: Config
     folder: RunFolder
     settings: TrainerSettings
-    efficiency: Efficiency
     data: SearchData
     parts: Parts
     module: SearchModule
@@ -75,13 +74,13 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     parts = assemble(config, data.side, data.channels)
     module = SearchModule(
         build(Relaxation, config["relaxation"], {"space": parts.space}, "relaxation"),
-        Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, efficiency.cell),
+        Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, ReferenceCell),
         parts.objective,
         build(BilevelSettings, config["search"], {}, "search"),
         settings.epochs(data.steps_per_epoch),
         data.steps_per_epoch,
     )
-    return Run(config, folder, settings, efficiency, data, parts, module, yardsticks(parts, data))
+    return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
 
 
 def assemble(config: Config, side: int, channels: int) -> Parts:

@@ -30,10 +30,6 @@ def draw(arguments: list[str]) -> list[str]:
         raise ValueError(f"output: {path} is neither a .png nor a .svg file")
 
     from mae_nas.genotype import read_genotype
-    from mae_nas.runs.plots import draw_cells
+    from mae_nas.runs.drawing import draw_cells
 
-    genotype = read_genotype(options["genotype"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_cells(genotype, path)
-    written = [path] if path.suffix else [path.with_suffix(".png"), path.with_suffix(".svg")]
-    return [f"drawn: {file}" for file in written]
+    return [f"drawn: {file}" for file in draw_cells(read_genotype(options["genotype"]), path)]

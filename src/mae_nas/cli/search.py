@@ -85,7 +85,7 @@ def run_search(
         logger = build(LoggerSettings, config["logger"], {}, "logger")
         loggers = logger.loggers(folder.path, config["name"])
         trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
-        code = fit(trainer, run, checkpoint)
+        code = fit(trainer, run, checkpoint, stopper)
         if code == DONE:
             device = trainer.strategy.root_device
             run.module.to(device)  # Lightning leaves it on the CPU
@@ -139,7 +139,7 @@ def make_readings(run: Run) -> Readings:
     )
 
 
-def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None) -> int:
+def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: StopOnSignal) -> int:
     """Train; what can go wrong on the way is one line and an exit code."""
     try:
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
@@ -154,9 +154,9 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None) -> int:
     except (NonFiniteLossError, OSError) as error:
         log.error("%s", error)
         return FAILED
-    except SystemExit:  # Lightning's answer to a second Ctrl-C
+    except SystemExit:  # Lightning's answer to a second signal
         log.error("stopped at once; resume=auto continues from %s", run.folder.checkpoint)
-        return INTERRUPTED
+        return REQUEUE if stopper.received == signal.SIGTERM else INTERRUPTED
     return DONE
 
 
@@ -195,7 +195,7 @@ def finish(
         "images_per_second": 2 * run.settings.batch_size / max(clock.seconds_per_step, 1e-9),
         "waiting_share": clock.waiting_share,
         "peak_memory_bytes": peak_memory(device),
-        "backend": run.efficiency.backend,
+        "backend": "reference",  # the implementation of the supernet's cells
         "yardsticks": run.yardsticks,
         "mask_ratio": {
             "nominal": masking.ratio,

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,9 +29,7 @@ class Clock(pl.Callback):
     """Seconds of the whole run, earlier processes included, and how they were spent."""
 
     def __init__(self) -> None:
-        self.earlier = 0.0
-        self.waiting = 0.0
-        self.training = 0.0
+        self.earlier = self.waiting = self.training = 0.0
         self.steps = 0
         self._born = self._began = self._ended = time.monotonic()
 
@@ -74,20 +73,14 @@ class Clock(pl.Callback):
         return {"seconds": self.total, **spent}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.earlier = state_dict["seconds"]
+        self.earlier, self.steps = state_dict["seconds"], state_dict["steps"]
         self.waiting, self.training = state_dict["waiting"], state_dict["training"]
-        self.steps = state_dict["steps"]
 
 
 class Metrics(pl.Callback):
     """A row of metrics.csv, and of the logger if there is one, every few steps.
 
     Rows hold the step's own values, not a running mean, so that a resumed run writes the same ones.
-
-    Args:
-        folder: of the run.
-        every: steps between rows.
-        clock: for the timing columns.
     """
 
     def __init__(self, folder: RunFolder, every: int, clock: Clock) -> None:
@@ -95,15 +88,12 @@ class Metrics(pl.Callback):
         self.every = every
         self.clock = clock
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         self.table.cut(trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
         if trainer.global_step % self.every == 0:
-            assert isinstance(pl_module, SearchModule)
-            row = metrics_row(pl_module)
+            row = metrics_row(module)
             row |= {"seconds": self.clock.total, "waiting_share": self.clock.waiting_share}
             self.table.append(row)
             for logger in trainer.loggers:
@@ -112,14 +102,12 @@ class Metrics(pl.Callback):
 
 def metrics_row(module: SearchModule) -> dict[str, float]:
     """The values of the step just done, by name, in a fixed order; absent ones are NaN."""
-    kinds = list(module.relaxation.alphas)
-    bilevel = ["weight_loss", "arch_loss", "grad_norm_weights"]
-    bilevel += [f"grad_norm_alpha_{kind}" for kind in kinds]
-    names = bilevel + sorted(module.values.keys() - set(bilevel))
-    alpha = module.alphas[0]
-    absent = alpha.new_tensor(float("nan"))
+    names = ["weight_loss", "arch_loss", "grad_norm_weights"]
+    names += [f"grad_norm_alpha_{kind}" for kind in module.relaxation.alphas]
+    names += sorted(module.values.keys() - set(names))
+    absent = module.alphas[0].new_tensor(float("nan"))
     # One transfer for all of them.
-    stacked = torch.stack([module.values.get(n, absent).to(alpha.dtype) for n in names])
+    stacked = torch.stack([module.values.get(name, absent).to(absent.dtype) for name in names])
     row: dict[str, float] = {
         "step": module.global_step,
         "epoch": module.global_step / module.steps_per_epoch,
@@ -131,49 +119,41 @@ def metrics_row(module: SearchModule) -> dict[str, float]:
     return row
 
 
+@dataclass(eq=False)
 class Readings(pl.Callback):
-    """A reading every `interval` steps and where the search ends: genotypes and their verdict.
+    """A reading every `interval` steps and where the search ends: genotypes and their verdict."""
 
-    Args:
-        folder: of the run.
-        take: makes a reading, given the earlier ones.
-        interval: steps between readings.
-        last_step: where the search ends.
-        stop_on_collapse: end the search when the verdict is `collapsed`.
-    """
+    folder: RunFolder
+    take: Callable[[list[Reading]], Reading]  # given the earlier ones
+    interval: int
+    last_step: int  # where the search ends
+    stop_on_collapse: bool  # end the search when the verdict is `collapsed`
+    readings: list[Reading] = field(default_factory=list)
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        take: Callable[[list[Reading]], Reading],
-        interval: int,
-        last_step: int,
-        stop_on_collapse: bool,
-    ) -> None:
-        self.folder = folder
-        self.table = JsonLines(folder.genotypes)
-        self.take = take
-        self.interval = interval
-        self.last_step = last_step
-        self.stop_on_collapse = stop_on_collapse
-        self.readings: list[Reading] = []
+    def __post_init__(self) -> None:
+        self.table = JsonLines(self.folder.genotypes)
+
+    @property
+    def verdict(self) -> str:
+        """Of the last reading."""
+        return self.readings[-1].verdict if self.readings else "ok"
+
+    @property
+    def step(self) -> int:
+        """Of the last reading; -1 before the first."""
+        return self.readings[-1].step if self.readings else -1
 
     @property
     def is_complete(self) -> bool:
         """Whether the search has reached its last step."""
-        return bool(self.readings) and self.readings[-1].step >= self.last_step
+        return self.step >= self.last_step
 
     @property
     def has_stopped_search(self) -> bool:
         """Whether the verdict ended the search."""
-        is_collapsed = bool(self.readings) and self.readings[-1].verdict == "collapsed"
-        return self.stop_on_collapse and is_collapsed
+        return self.stop_on_collapse and self.verdict == "collapsed"
 
-    def is_at(self, step: int) -> bool:
-        """Whether the last reading is of this step."""
-        return bool(self.readings) and self.readings[-1].step == step
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         # The reading that ended a stopped search is none of the continued one's.
         self.table.cut(trainer.global_step, self.interval)
         self.restore()
@@ -181,7 +161,12 @@ class Readings(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
         if step % self.interval == 0 or step >= self.last_step or trainer.should_stop:
-            self._read()
+            before, reading = self.verdict, self.take(self.readings)
+            self.readings.append(reading)
+            self.table.append(reading.to_dict())
+            write_json(self.folder.genotype, reading.to_dict())
+            if reading.verdict != before:
+                log.warning("%s", verdict_line(reading))
         if self.has_stopped_search:
             trainer.should_stop = True
 
@@ -189,52 +174,36 @@ class Readings(pl.Callback):
         """Take the readings from the file."""
         self.readings = [Reading.from_dict(row) for row in self.table.rows()]
 
-    def _read(self) -> None:
-        before = self.readings[-1].verdict if self.readings else "ok"
-        reading = self.take(self.readings)
-        self.readings.append(reading)
-        self.table.append(reading.to_dict())
-        write_json(self.folder.genotype, reading.to_dict())
-        if reading.verdict != before:
-            log.warning("%s", verdict_line(reading))
 
-
+@dataclass(eq=False)
 class Gallery(pl.Callback):
     """Draws the pictures after a reading; runs after `Checkpoints`, since drawing takes seconds.
 
     Drawing takes at most a twentieth of the time: readings that come too fast go undrawn, the last
     one never.
-
-    Args:
-        draw: draws the run's pictures, given all readings.
-        readings: of the run.
-        clock: of the run.
     """
 
-    def __init__(
-        self, draw: Callable[[list[Reading]], None], readings: Readings, clock: Clock
-    ) -> None:
-        self.draw = draw
-        self.readings = readings
-        self.clock = clock
-        self._drawn_step = -1
-        self._next_drawing = 0.0
+    draw: Callable[[list[Reading]], None]  # draws the run's pictures, given all readings
+    readings: Readings
+    clock: Clock
+    _drawn_step = -1
+    _next_drawing = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        if self.readings.is_at(trainer.global_step) and self.clock.here >= self._next_drawing:
+        if self.readings.step == trainer.global_step and self.clock.here >= self._next_drawing:
             self._draw()
 
     def settle(self) -> None:
         """Final pictures; also for a run that was killed between its last step and its record."""
         if not self.readings.readings:
             self.readings.restore()
-        if not self.readings.is_at(self._drawn_step):
+        if self.readings.step != self._drawn_step:
             self._draw()
 
     def _draw(self) -> None:
         began = self.clock.here
         self.draw(self.readings.readings)
-        self._drawn_step = self.readings.readings[-1].step
+        self._drawn_step = self.readings.step
         self._next_drawing = self.clock.here + 20 * (self.clock.here - began)
 
 
@@ -248,57 +217,35 @@ def verdict_line(reading: Reading) -> str:
     )
 
 
+@dataclass(eq=False)
 class Checkpoints(pl.Callback):
     """checkpoints/last.ckpt: every so many seconds, after every reading, and where a search ends.
 
     Runs after `Readings`, so that a checkpoint never lacks a reading that its step has.
-
-    Args:
-        folder: of the run.
-        seconds: between checkpoints.
-        readings: says when there is a reading.
-        seed: named if the loss is not finite.
-        identity: written into the checkpoint, to tell the runs apart.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        seconds: float,
-        readings: Readings,
-        seed: int,
-        identity: Mapping[str, str],
-    ) -> None:
-        self.path = folder.checkpoint
-        self.seconds = seconds
-        self.readings = readings
-        self.seed = seed
-        self.identity = dict(identity)
-        self._saved = time.monotonic()
+    folder: RunFolder
+    seconds: float  # between checkpoints
+    readings: Readings
+    seed: int  # named if the loss is not finite
+    identity: Mapping[str, str]  # written into the checkpoint, to tell the runs apart
 
     def on_train_start(self, *_: object) -> None:
         self._saved = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
-    ) -> None:
-        assert isinstance(pl_module, SearchModule)
+    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
         step = trainer.global_step
-        if self.readings.is_at(step) or time.monotonic() - self._saved >= self.seconds:
-            pl_module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
-            trainer.save_checkpoint(self.path)
+        is_due = self.readings.step == step or time.monotonic() - self._saved >= self.seconds
+        if is_due or step % FINITE_CHECK_STEPS == 0:
+            module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
+        if is_due:
+            trainer.save_checkpoint(self.folder.checkpoint)
             self._saved = time.monotonic()
-        elif step % FINITE_CHECK_STEPS == 0:
-            pl_module.check_finite(self.seed)
 
     def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,  # noqa: ARG002
-        pl_module: pl.LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
+        self, _trainer: object, _module: object, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["format"] = FORMAT
-        checkpoint.update(self.identity)
+        checkpoint.update(self.identity, format=FORMAT)
 
 
 class StopOnSignal(pl.Callback):
@@ -307,13 +254,13 @@ class StopOnSignal(pl.Callback):
     def __init__(self) -> None:
         self.received: int | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, *_: object) -> None:
         """Take over from Lightning, which would end without a reading; it restores the handlers."""
 
         def stop(number: int, _frame: object) -> None:
-            if self.received is not None:
+            is_second, self.received = self.received is not None, number
+            if is_second:
                 raise KeyboardInterrupt
-            self.received = number
             log.info("Stopping after this step (again to stop at once)")
 
         signal.signal(signal.SIGINT, stop)

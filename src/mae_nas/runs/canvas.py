@@ -19,6 +19,7 @@ INK, MUTED, FAINT = "#22262b", "#6b7280", "#e4e7eb"
 WEIGHT, ARCHITECTURE = "#0072b2", "#d55e00"
 DPI = 150
 FORMATS = (".png", ".svg")
+TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 # Okabe and Ito's palette: hue tells the kind of operation, lightness the member of the kind.
 _COLOURS = {
@@ -55,7 +56,6 @@ _STYLE = {
     "legend.fontsize": 9,
     "svg.hashsalt": "mae_nas",
 }
-
 
 # A decorator: draws and saves in this project's style.
 styled = style.context(["default", _STYLE])

@@ -85,18 +85,15 @@ def _settle(layout: Layout) -> None:
             joined[source].append(item)
     for _ in range(_SWEEPS):
         for items in columns + columns[::-1]:
-            _place(layout, items, joined)
+            wanted = {
+                item: sum(layout.y[other] for other in joined[item]) / max(1, len(joined[item]))
+                for item in items
+            }
+            if items[0][1] > 0:  # the inputs keep their order
+                items.sort(key=wanted.__getitem__)
+            heights = [layout.height(item) for item in items]
+            gaps = [(above + below) / 2 + _GAP for above, below in pairwise(heights)]
+            places = spread([wanted[item] for item in items], gaps)
+            layout.y.update(zip(items, places, strict=True))
     top = min(y - layout.height(item) / 2 for item, y in layout.y.items())
     layout.y.update({item: y - top for item, y in layout.y.items()})
-
-
-def _place(layout: Layout, items: list[Item], joined: dict[Item, list[Item]]) -> None:
-    wanted = {
-        item: sum(layout.y[other] for other in joined[item]) / max(1, len(joined[item]))
-        for item in items
-    }
-    if items[0][1] > 0:  # the inputs keep their order
-        items.sort(key=lambda item: wanted[item])
-    heights = [layout.height(item) for item in items]
-    gaps = [(above + below) / 2 + _GAP for above, below in pairwise(heights)]
-    layout.y.update(zip(items, spread([wanted[item] for item in items], gaps), strict=True))

@@ -1,6 +1,5 @@
 """Checkpoints that a kill cannot spoil, and that a stranger cannot use to run code."""
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -11,11 +10,13 @@ import torch
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mae_nas.runs.files import replacing
+
 FORMAT = "mae_nas.search/1"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, then renames: the file is the old one or the new one.
+    """Replaces atomically: the file is the old one or the new one.
 
     Lightning's own goes through a temporary file that may lie on another file system, where the
     last move is a copy that a kill can cut short.
@@ -29,21 +30,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
-            with beside.open("wb") as file:
+            with replacing(target) as beside, beside.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            beside.unlink(missing_ok=True)
-            raise OSError(f"{target}: could not be written ({_first_line(error)})") from error
-        directory = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise OSError(f"{target}: could not be written ({reason})") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -96,7 +88,3 @@ def check_fits(
     )
     if wrong:
         raise ValueError(f"{path}: its tensors differ from this search's, first {wrong[0]}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

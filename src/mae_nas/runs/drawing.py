@@ -13,13 +13,13 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 
 from mae_nas.genotype import CellGenotype, Genotype
-from mae_nas.runs.canvas import FAINT, INK, MUTED, colour, human, ink_on, node_name, save, styled
+from mae_nas.runs import canvas
+from mae_nas.runs.canvas import FAINT, INK, MUTED, colour, human
 from mae_nas.runs.cell_layout import NODE, Item, Layout, arrange
 
 # Inches, which are also the units of the axes.
 _PILL = 0.27
 _LINK, _CURVES, _MARGIN, _CAPTION = 0.2, 0.95, 0.3, 0.5
-TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 Point = tuple[float, float]
 
@@ -48,7 +48,7 @@ class _Pen:
             if layout.is_lane(item):
                 self._line((self.start(item[1]), y), x + NODE, MUTED)
                 continue
-            name = "$c_{k}$" if node == layout.output else node_name(node, inputs)
+            name = "$c_{k}$" if node == layout.output else canvas.node_name(node, inputs)
             face = FAINT if inputs <= node < layout.output else "white"
             self._box((x, y), (NODE, layout.height(item) - 0.06), face, INK, name)
 
@@ -77,21 +77,22 @@ class _Pen:
         box = FancyBboxPatch((x, y - height / 2), width, height, fc=face, ec=edge, zorder=2)
         box.set_boxstyle("round", pad=0, rounding_size=min(0.1, height / 2))
         self.axes.add_patch(box)
-        middle, ink = x + width / 2, ink_on(face)
+        middle, ink = x + width / 2, canvas.ink_on(face)
         self.axes.text(middle, y, text, ha="center", va="center", color=ink, zorder=3)
 
 
 def _caption(kind: str, cell: CellGenotype) -> str:
+    # By name: a genotype may come without a space, whose primitives say themselves what is a skip.
     skips = sum(edge.primitive == "skip_connect" for edge in cell.edges)
     stride = "; stride 2 where an operation reads an input" if kind == "reduce" else ""
     return f"{len(cell.edges)} operations, skips: {skips}{stride}"
 
 
-@styled
+@canvas.styled
 def draw_cells(
     genotype: Genotype, path: str | Path, kinds: Sequence[str] = ("normal", "reduce")
 ) -> list[Path]:
-    """Draw the cells `kinds` below each other; `path` as for `save`. No system binary is needed."""
+    """Draw the cells `kinds` below each other; `path` as for `canvas.save`."""
     figure = Figure()
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -101,7 +102,7 @@ def draw_cells(
     for kind in kinds:
         cell = genotype.cells[kind]
         layout = arrange(cell)
-        axes.text(_MARGIN, y, TITLES[kind], va="center", fontsize=12, weight="bold")
+        axes.text(_MARGIN, y, canvas.TITLES[kind], va="center", fontsize=12, weight="bold")
         axes.text(_MARGIN + 1.6, y, _caption(kind, cell), va="center", color=MUTED)
         pen = _Pen(axes, layout, y + _CAPTION / 2, pill)
         pen.draw(cell.inputs)
@@ -110,4 +111,4 @@ def draw_cells(
     y -= _CAPTION / 2
     figure.set_size_inches(width, y)
     axes.set(xlim=(0, width), ylim=(y, 0))
-    return save(figure, path)
+    return canvas.save(figure, path)

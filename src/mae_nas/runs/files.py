@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-STALE = "*.tmp-*"
-
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -22,6 +20,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, survives a power cut
+    finally:
+        os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,8 +34,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as JSON, atomically; a value that JSON has no word for is a ValueError."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=True) + "\n")
+    """Write `value` as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -59,6 +62,6 @@ def read_json(path: Path) -> object:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder` and below it."""
-    for path in folder.rglob(STALE):
+    for path in folder.rglob("*.tmp-*"):
         with contextlib.suppress(OSError):
             path.unlink()

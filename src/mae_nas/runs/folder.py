@@ -101,11 +101,9 @@ class RunFolder:
         file = (self.path / _LOCK).open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError:
             file.close()
-            if isinstance(error, BlockingIOError):
-                return False
-            raise
+            return False
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -114,7 +112,6 @@ class RunFolder:
         return True
 
     def release(self) -> None:
-        """Let go of the lock."""
         if self._lock is not None:
             _HELD.discard(self._lock)
             self._lock.close()
@@ -122,8 +119,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, object], overrides: Sequence[str]) -> None:
         """Store what the run is; the first file of a run."""
-        stored = {"format": FORMAT, "config": config, "overrides": list(overrides)}
-        write_json(self.config, stored)
+        write_json(self.config, {"format": FORMAT, "config": config, "overrides": list(overrides)})
 
     def read_config(self) -> dict[str, object]:
         """The stored configuration: data, not to be trusted."""

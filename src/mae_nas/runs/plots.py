@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG and SVG: cells, mixture weights over time, losses.
+"""Pictures of a run, as PNG and SVG: cells, mixture weights at the end and over time, losses.
 
 Every function takes numbers, or rows as read back from a file, and a folder.
 """
@@ -8,34 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from mae_nas.genotype import Genotype
-from mae_nas.runs.canvas import (
-    ARCHITECTURE,
-    FAINT,
-    INK,
-    MUTED,
-    WEIGHT,
-    colour,
-    human,
-    save,
-    spread,
-    styled,
-)
-from mae_nas.runs.drawing import TITLES, draw_cells
-from mae_nas.runs.heatmaps import Primitives
+from mae_nas.genotype import CellGenotype, Genotype
+from mae_nas.runs import canvas
+from mae_nas.runs.canvas import ARCHITECTURE, FAINT, INK, MUTED, WEIGHT, colour, human
+from mae_nas.runs.drawing import draw_cells
 
 Rows = Sequence[Mapping[str, Any]]
+Joins = Sequence[tuple[int, int]]
+Primitives = Sequence[Sequence[str]]
 Series = NDArray[np.float64]
 
-_STEPS = {"weight_loss": ("weight step", WEIGHT), "arch_loss": ("α step", ARCHITECTURE)}
+_STEPS = {
+    "weight_loss": ("weight step", WEIGHT),
+    "arch_loss": ("α step", ARCHITECTURE),
+}
 _FEW = 15  # so few points are marked
+_WIDE, _TALL = 0.96, 0.92  # of a tile; one unit of the axes is a column or a row
 
 
 def plot_cells(genotype: Genotype, folder: str | Path) -> list[Path]:
@@ -46,7 +44,39 @@ def plot_cells(genotype: Genotype, folder: str | Path) -> list[Path]:
     return written
 
 
-@styled
+@canvas.styled
+def plot_alpha_heatmaps(
+    scores: Mapping[str, ArrayLike],
+    edges: Joins,
+    primitives: Mapping[str, Primitives],
+    genotype: Genotype,
+    folder: str | Path,
+) -> list[Path]:
+    """Draw the mixture weight of every operation on every edge; what `genotype` keeps is outlined.
+
+    Args:
+        scores: mixture weights in [0, 1], (edges, operations), for each kind of cell.
+        edges: (source, target) of each row.
+        primitives: the operations on each edge, for each kind; edges may differ, as in S1 and S2.
+        genotype: the choice to outline.
+        folder: where `alpha.png` and `alpha.svg` go.
+    """
+    weights = {kind: np.asarray(values, float) for kind, values in scores.items()}
+    widths = [
+        0.9 + values.shape[1] * (0.72 if _is_shared(primitives[kind]) else 1.5)
+        for kind, values in weights.items()
+    ]
+    width, height = max(8.0, sum(widths) + 0.6), 0.36 * len(edges) + 1.7
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(1, len(weights), squeeze=False, width_ratios=widths)[0]
+    for axes, (kind, values) in zip(panels, weights.items(), strict=True):
+        _draw_tiles(axes, values, edges, primitives[kind], genotype.cells[kind])
+        axes.set_title(canvas.TITLES[kind], pad=12)
+    figure.supxlabel("mixture weight; outlined: kept in the genotype", fontsize=10)
+    return canvas.save(figure, Path(folder) / "alpha")
+
+
+@canvas.styled
 def plot_alpha_history(
     readings: Rows,
     primitives: Mapping[str, Primitives],
@@ -69,18 +99,17 @@ def plot_alpha_history(
         upper, lower = grid[:, column]
         weights = _numbers(reading["scores"][kind] for reading in readings)
         lines |= _draw_weights(upper, epochs, weights, names)
-        upper.set_title(TITLES[kind])
+        upper.set_title(canvas.TITLES[kind])
         skips = _numbers(reading["skips"][kind] for reading in readings)
         _draw_skips(lower, epochs, skips, chance[kind])
     grid[0, 0].set_xlim(0.0, 1.03 * float(epochs.max()))
     grid[0, 0].set_ylabel("mixture weight, mean over edges")
     grid[1, 0].set_ylabel("skips kept")
-    handles = list(lines.values())
-    figure.legend(handles, [human(name) for name in lines], loc="outside right upper")
-    return save(figure, Path(folder) / "alpha_history")
+    figure.legend(lines.values(), map(human, lines), loc="outside right upper")
+    return canvas.save(figure, Path(folder) / "alpha_history")
 
 
-@styled
+@canvas.styled
 def plot_losses(
     rows: Rows, readings: Rows, yardsticks: Mapping[str, float], folder: str | Path
 ) -> list[Path]:
@@ -114,7 +143,7 @@ def plot_losses(
     _draw_yardsticks(axes, yardsticks)
     axes.set(xlabel="epoch", ylabel="error on hidden pixels", title="Masked loss")
     axes.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.1))
-    return save(figure, Path(folder) / "losses")
+    return canvas.save(figure, Path(folder) / "losses")
 
 
 def _numbers(values: Iterable[object]) -> Series:
@@ -130,6 +159,46 @@ def _running_median(values: Series) -> Series:
     reach = len(values) // 40
     parts = (values[max(0, at - reach) : at + reach + 1] for at in range(len(values)))
     return np.asarray([float(np.median(part)) for part in parts])
+
+
+def _is_shared(primitives: Primitives) -> bool:
+    return len(set(map(tuple, primitives))) == 1
+
+
+def _draw_tiles(
+    axes: Axes,
+    values: Series,
+    edges: Joins,
+    table: Primitives,
+    cell: CellGenotype,
+) -> None:
+    # Half-way up the scale is the uniform weight; a search that has hardly moved stays near it.
+    moved = values - 1 / values.shape[1]
+    shades = 0.47 + 0.43 * moved / max(float(abs(moved).max()), 0.02 / values.shape[1])
+    # A gap parts the edges of one node from those of the next.
+    tops = np.asarray([row + 0.25 * (edge[1] - edges[0][1]) for row, edge in enumerate(edges)])
+    heads = [human(name) for name in table[0]] if _is_shared(table) else []
+    kept = {(edge.source, edge.target, edge.primitive) for edge in cell.edges}
+    for row, (edge, names) in enumerate(zip(edges, table, strict=True)):
+        for column, name in enumerate(names):
+            fill, corner = to_hex(colormaps["Blues"](shades[row, column])), (column, tops[row])
+            axes.add_patch(Rectangle(corner, _WIDE, _TALL, facecolor=fill))
+            if (*edge, name) in kept:
+                hue = ARCHITECTURE
+                axes.add_patch(
+                    Rectangle(corner, _WIDE, _TALL, fill=False, ec=hue, lw=2.2, zorder=2)
+                )
+            share = f"{values[row, column]:.3f}"
+            label = share if heads else f"{human(name)}  {share}"
+            x, y, ink = column + _WIDE / 2, tops[row] + _TALL / 2, canvas.ink_on(fill)
+            axes.text(x, y, label, ha="center", va="center", color=ink, fontsize=9)
+    labels = [" → ".join(canvas.node_name(node, cell.inputs) for node in edge) for edge in edges]
+    axes.set_yticks(tops + _TALL / 2, labels, color=INK)
+    axes.set_xticks(np.arange(len(heads)) + 0.3, heads, rotation=30, ha="left", color=INK)
+    axes.set(xlim=(-0.05, max(map(len, table))), ylim=(tops[-1] + 1.0, -0.08))
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
 
 
 def _draw_weights(
@@ -166,9 +235,8 @@ def _draw_yardsticks(axes: Axes, yardsticks: Mapping[str, float]) -> None:
     """Lines across, named at their right ends; names keep a distance from each other."""
     ordered = sorted(yardsticks.items(), key=lambda item: item[1])
     gap = 0.05 * axes.get_ylim()[1]
-    places = spread([loss for _, loss in ordered], [gap] * (len(ordered) - 1))
+    places = canvas.spread([loss for _, loss in ordered], [gap] * (len(ordered) - 1))
     for (name, loss), place in zip(ordered, places, strict=True):
         axes.axhline(loss, color=MUTED, lw=1, ls="--")
-        label = f"{name} {loss:.3f}"
-        right = axes.get_yaxis_transform()
+        label, right = f"{name} {loss:.3f}", axes.get_yaxis_transform()
         axes.text(1.01, place, label, transform=right, va="center", color=MUTED, fontsize=9)

@@ -2,11 +2,12 @@
 
 import logging
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 
 import lightning.pytorch as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from mae_nas.runs.callbacks import Clock, Readings, metrics_row
 from mae_nas.search import SearchModule
@@ -17,58 +18,45 @@ BAR_SECONDS = 0.5
 LINE_SECONDS = 10.0
 
 
+@dataclass(eq=False)
 class ProgressReport(pl.Callback):
     """A bar with ETA on a terminal; elsewhere a plain line every ten seconds.
 
     Both show the two losses, the skips of the normal cell at the last reading, the relative entropy
     of α, and the share of time spent waiting for data.
-
-    Args:
-        total: steps until the search ends.
-        clock: of the run.
-        readings: for the skip count.
-        console: where the bar goes.
     """
 
-    def __init__(self, total: int, clock: Clock, readings: Readings, console: Console) -> None:
-        self.total = total
-        self.clock = clock
-        self.readings = readings
-        self.console = console
-        self._bar: Progress | None = None
-        self._shown = 0.0
+    total: int  # steps until the search ends
+    clock: Clock
+    readings: Readings
+    console: Console
+    _shown = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        if self.console.is_terminal:
-            columns = (TextColumn("search"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(
-                *columns,
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-                console=self.console,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(
-                "search", total=self.total, completed=trainer.global_step, status=""
-            )
+    def __post_init__(self) -> None:
+        self.has_bar = self.console.is_terminal
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress("search", *columns, "{task.fields[status]}", console=self.console)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object
-    ) -> None:
-        pause = LINE_SECONDS if self._bar is None else BAR_SECONDS
-        now = time.monotonic()
-        is_last = trainer.global_step >= self.total
-        if now - self._shown >= pause or is_last:
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
+        done = trainer.global_step
+        self._task = self.bar.add_task("search", total=self.total, completed=done, status="")
+        if self.has_bar:
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
+        pause = BAR_SECONDS if self.has_bar else LINE_SECONDS
+        now, step = time.monotonic(), trainer.global_step
+        if now - self._shown >= pause or step >= self.total:
             self._shown = now
-            assert isinstance(pl_module, SearchModule)
-            self._show(trainer.global_step, pl_module)
+            self._show(step, module)
         self.clock.mark()
 
     def on_train_end(self, *_: object) -> None:
-        self._close()
+        if self.has_bar:
+            self.bar.stop()
 
     def on_exception(self, *_: object) -> None:
-        self._close()
+        self.on_train_end()
 
     def _show(self, step: int, module: SearchModule) -> None:
         row = metrics_row(module)
@@ -77,13 +65,8 @@ class ProgressReport(pl.Callback):
             f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
             f"entropy {row['entropy_normal']:.4f}  waiting {100 * self.clock.waiting_share:.0f} %"
         )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, status=status)
+        if self.has_bar:
+            self.bar.update(self._task, completed=step, status=status)
             return
         left = timedelta(seconds=round((self.total - step) * self.clock.seconds_per_step))
         log.info("step %d/%d  %s  left %s", step, self.total, status, left)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

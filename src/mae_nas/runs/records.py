@@ -1,6 +1,7 @@
 """The record of a run: summary.json, and a line of an experiment's records.jsonl."""
 
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,22 +26,17 @@ LOSSES = ("weight_loss", "arch_loss")
 
 def git_state() -> dict[str, object]:
     """Commit of the checkout that the running code comes from, and whether it was changed."""
-    here = Path(__file__).parent
+    file = Path(__file__)
 
     def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(file.parent), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(here), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
+            said = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=10)
         except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip()
+        return said.decode().strip()
 
-    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if git("ls-files", "--error-unmatch", file.name) is None:
         return {"commit": None, "dirty": None}  # installed, or inside someone else's repository
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
 
@@ -55,15 +51,12 @@ def describe_device(device: torch.device) -> dict[str, object]:
     """What the run computed on."""
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    return {"type": device.type, "name": processor_name(), "threads": torch.get_num_threads()}
-
-
-def processor_name() -> str:
-    """Model of the CPU, as far as the system tells."""
     information = Path("/proc/cpuinfo")
-    lines: list[str] = information.read_text().splitlines() if information.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    model = re.search(
+        r"model name\s*:\s*(.+)", information.read_text() if information.exists() else ""
+    )
+    name = model[1] if model else platform.processor() or platform.machine()
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
 @torch.no_grad()
@@ -76,15 +69,10 @@ def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str,
         encoder = count_multiply_adds(
             lambda: module.supernet(batch.image, module.relaxation.mixture())
         )
+    parts = {"supernet": (module.supernet, encoder), "decoder": (module.objective, whole - encoder)}
     return {
-        "supernet": {
-            "parameters": count_parameters(module.supernet),
-            "multiply_adds": encoder // images,
-        },
-        "decoder": {
-            "parameters": count_parameters(module.objective),
-            "multiply_adds": (whole - encoder) // images,
-        },
+        name: {"parameters": count_parameters(part), "multiply_adds": operations // images}
+        for name, (part, operations) in parts.items()
     }
 
 
@@ -95,21 +83,14 @@ def search_record(
     last = readings[-1]
     rows = MetricsTable(folder.metrics).rows()
     losses = {name: float(rows[-1][name]) for name in LOSSES if rows and rows[-1][name]}
-    chance = {
-        kind: {
-            "mean": float((np.arange(len(p)) * p).sum()),
-            "at_least_as_many": last.chance[kind],
-        }
-        for kind in last.skips
-        for p in [chance_of_skips(space, kind)]
-    }
+    chance = {}
+    for kind in last.skips:
+        p = chance_of_skips(space, kind)
+        mean = float((np.arange(len(p)) * p).sum())
+        chance[kind] = {"mean": mean, "at_least_as_many": last.chance[kind]}
     return {
         "verdict": last.verdict,
-        "final": {
-            "step": last.step,
-            "held_out_loss": last.held_out_loss,
-            **losses,
-        },
+        "final": {"step": last.step, "held_out_loss": last.held_out_loss, **losses},
         "skip_counts": last.skips,
         "skip_chance": chance,
         "entropy": last.entropy,

@@ -31,27 +31,16 @@ Config = dict[str, object]
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, before anything is written.
+    """What to do, before anything is written."""
 
-    Args:
-        config: that the run has: the composed one, or the stored one with what may change.
-        folder: of the run; locked when it is continued, to be made when it is new.
-        exact: whether the user chose a new run's folder.
-        continued: whether `folder` holds the run already.
-        checkpoint: to continue from; None: from the start.
-        message: for the user.
-        ended: "finished" or "collapsed" when nothing is left to do.
-        read_back: whether `config` comes from a file rather than from the user.
-    """
-
-    config: Config
-    folder: RunFolder
-    exact: bool = True
-    continued: bool = False
-    checkpoint: Path | None = None
-    message: str = ""
-    ended: str = ""
-    read_back: bool = False
+    config: Config  # the composed one, or the stored one with what may change
+    folder: RunFolder  # locked when the run is continued, to be made when it is new
+    exact: bool = True  # whether the user chose a new run's folder
+    continued: bool = False  # whether `folder` holds the run already
+    checkpoint: Path | None = None  # to continue from; None: from the start
+    message: str = ""  # for the user
+    ended: str = ""  # "finished" or "collapsed" when nothing is left to do
+    read_back: bool = False  # whether `config` comes from a file rather than from the user
 
     def open(self, overrides: Sequence[str]) -> RunFolder:
         """The folder, made if need be, locked, with the configuration in it."""
@@ -90,9 +79,12 @@ def decide(
         return _start(config, run_dir, run_dir_given)
     if resume != "auto":
         return _continue_path(config, Path(resume), run_dir if run_dir_given else None, touched)
-    if run_dir_given:
-        return _continue_in(config, RunFolder(run_dir))
-    return _continue_newest(config, run_dir)
+    if not run_dir_given:
+        return _continue_newest(config, run_dir)
+    folder = RunFolder(run_dir)
+    if not folder.is_run():
+        return _start(config, run_dir, exact=True)
+    return _continue(config, folder, _stored_alike(folder, config))
 
 
 def config_hash(config: Mapping[str, object]) -> str:
@@ -117,36 +109,30 @@ def differences(
     return lines
 
 
-def _start(config: Config, path: Path, exact: bool, message: str = "") -> Decision:
+def _start(config: Config, path: Path, exact: bool) -> Decision:
     folder = RunFolder(path)
     if exact:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; hydra.run.dir names a folder")
         folder.refuse_unless_empty()
-    return Decision(config, folder, exact=exact, message=message)
-
-
-def _continue_in(config: Config, folder: RunFolder) -> Decision:
-    if not folder.is_run():
-        return _start(config, folder.path, exact=True)
-    stored = folder.read_config()
-    _refuse_differences(folder, differences(stored, config))
-    return _continue(config, folder, stored)
+    return Decision(config, folder, exact=exact)
 
 
 def _continue_newest(config: Config, run_dir: Path) -> Decision:
     """The newest run beside `run_dir` that is of this configuration, unfinished and not held."""
-    for folder in _newest_first(run_dir.parent):
+    configs = [(path.stat().st_mtime_ns, path) for path in run_dir.parent.glob("*/config.json")]
+    for _, path in sorted(configs, reverse=True):
+        folder = RunFolder(path.parent)
         try:
             stored = folder.read_config()
-            if differences(stored, config) or _ended(folder, stored, config):
-                continue
-            if not folder.try_lock():
+            is_other = differences(stored, config) or _ended(folder, stored, config)
+            if is_other or not folder.try_lock():
                 continue
         except (ValueError, OSError):
             continue  # damaged, or not ours to read: not the run that is meant
         return _continue(config, folder, stored)
-    return _start(config, run_dir, exact=False, message="no unfinished run like this: a new one")
+    message = "no unfinished run like this: a new one"
+    return Decision(config, RunFolder(run_dir), exact=False, message=message)
 
 
 def _continue_path(
@@ -159,8 +145,7 @@ def _continue_path(
         raise ValueError(f"resume: {path} is not a checkpoint in a run folder (RUN/checkpoints/)")
     if run_dir is not None and run_dir.resolve() != folder.path.resolve():
         raise ValueError(f"hydra.run.dir: a run continues where it is, {folder.path}; leave it out")
-    stored = folder.read_config()
-    _refuse_differences(folder, differences(stored, config, touched))
+    stored = _stored_alike(folder, config, touched)
     merged = _merge(stored, config, touched)
     decision = _continue(merged, folder, stored, None if path.is_dir() else path)
     return replace(decision, read_back=True)
@@ -180,24 +165,20 @@ def _continue(
     folder.lock()
     sweep(folder.path)
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
-    return Decision(
-        config,
-        folder,
-        continued=True,
-        checkpoint=checkpoint,
-        message=f"continuing {folder.path} {where}",
-    )
+    message = f"continuing {folder.path} {where}"
+    return Decision(config, folder, continued=True, checkpoint=checkpoint, message=message)
 
 
-def _refuse_differences(folder: RunFolder, lines: list[str]) -> None:
+def _stored_alike(
+    folder: RunFolder, config: Config, touched: Sequence[str] | None = None
+) -> Config:
+    """The configuration in `folder`, refused where it differs from the given one."""
+    stored = folder.read_config()
+    lines = differences(stored, config, touched)
     if lines:
         head = f"{folder.path} cannot continue with another configuration:"
         raise ValueError("\n".join([head, *lines]))
-
-
-def _newest_first(parent: Path) -> list[RunFolder]:
-    configs = [(path.stat().st_mtime_ns, path.parent) for path in parent.glob("*/config.json")]
-    return [RunFolder(path) for _, path in sorted(configs, reverse=True)]
+    return stored
 
 
 def _ended(folder: RunFolder, stored: Config, config: Config) -> str:

@@ -28,7 +28,6 @@ class JsonLines:
         return rows
 
     def append(self, row: Mapping[str, object]) -> None:
-        """Add a row."""
         append_line(self.path, json.dumps(row))
 
     def cut(self, last_step: int, interval: int) -> None:

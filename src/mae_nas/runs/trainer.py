@@ -3,7 +3,6 @@
 import logging
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
-from mae_nas.supernet import ReferenceCell, SearchCell
 
 log = logging.getLogger("mae_nas")
 
@@ -51,28 +49,21 @@ class TrainerSettings:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        at_least_one = {
-            "max_epochs": 1 if self.max_epochs == "auto" else self.max_epochs,
-            "max_steps": 1 if self.max_steps is None else self.max_steps,
-            "batch_size": self.batch_size,
-            "accumulate": self.accumulate,
-            "log_every": self.log_every,
-        }
-        for name, value in at_least_one.items():
-            if value < 1:
+        for name in ("max_epochs", "max_steps", "batch_size", "accumulate", "log_every"):
+            value = getattr(self, name)
+            if value not in ("auto", None) and value < 1:
                 raise ValueError(f"{name} {value}: must be at least 1")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"accumulate {self.accumulate}: must divide batch_size {self.batch_size}"
             )
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision {self.precision!r}: must be one of {', '.join(get_args(Precision))}"
-            )
+        known = get_args(Precision)
+        if self.precision not in known:
+            raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(known)}")
         available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if self.accelerator in available and not available[self.accelerator]():
             raise ValueError(f"accelerator {self.accelerator}: none is here; use auto or cpu")
-        if self.checkpoint_seconds <= 0:
+        if not self.checkpoint_seconds > 0:  # NaN too
             raise ValueError(f"checkpoint_seconds {self.checkpoint_seconds}: must be positive")
 
     def epochs(self, steps_per_epoch: int) -> int:
@@ -103,12 +94,9 @@ class TrainerSettings:
             logger=list(loggers),
             plugins=[AtomicCheckpointIO()],
             default_root_dir=root,
-            use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
         )
         _drop_foreign_callbacks(trainer, callbacks)
         return trainer
@@ -119,7 +107,6 @@ class Efficiency:
     """What may change the speed of a run and never its result.
 
     Args:
-        backend: implementation of the supernet's cells.
         workers: loader processes for data that does not fit on the device; `auto` is one per core,
             at most 4.
         resident: keep the images on the device; `auto` if they take up to a quarter of its memory.
@@ -127,7 +114,6 @@ class Efficiency:
             (Sums may round differently with another number, as on another computer.)
     """
 
-    backend: Literal["reference"] = "reference"
     workers: int | Literal["auto"] = "auto"
     resident: bool | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
@@ -136,34 +122,16 @@ class Efficiency:
         if self.threads != "auto" and self.threads < 1:
             raise ValueError(f"threads {self.threads}: must be at least 1, or auto")
 
-    @property
-    def cell(self) -> type[SearchCell]:
-        """The class of the supernet's cells."""
-        return ReferenceCell
 
-
-class LoggerSettings(ABC):
-    """What a `logger` node builds."""
-
-    @abstractmethod
-    def loggers(self, folder: Path, name: str) -> list[Logger]:
-        """Lightning's loggers for the run `name` in `folder`."""
-
-    @abstractmethod
-    def close(self, code: int) -> None:
-        """The run has ended with this exit code."""
-
-
-@dataclass(frozen=True)
-class CsvOnly(LoggerSettings):
-    """No logger but the run folder's own metrics.csv."""
+class LoggerSettings:
+    """What a `logger` node builds; this one adds nothing to the run folder's metrics.csv."""
 
     def loggers(self, folder: Path, name: str) -> list[Logger]:  # noqa: ARG002
-        """Lightning's loggers."""
+        """Lightning's loggers for the run `name` in `folder`."""
         return []
 
     def close(self, code: int) -> None:
-        """Nothing is open."""
+        """The run has ended with this exit code."""
 
 
 @dataclass(frozen=True)
@@ -187,15 +155,8 @@ class WandbSettings(LoggerSettings):
 
     def loggers(self, folder: Path, name: str) -> list[Logger]:
         """Lightning's loggers; the run's id is its folder's name, so that a resumed run goes on."""
-        return [
-            WandbLogger(
-                project=self.project,
-                name=name,
-                id=f"{name}-{folder.name}".replace("/", "-"),
-                save_dir=folder,
-                offline=self.mode == "offline",
-            )
-        ]
+        run, offline = f"{name}-{folder.name}".replace("/", "-"), self.mode == "offline"
+        return [WandbLogger(name, folder, id=run, project=self.project, offline=offline)]
 
     def close(self, code: int) -> None:
         """End the run there too, or the next one in this process would go on in it."""

@@ -48,7 +48,7 @@ class BilevelSettings:
     second_order: bool = False
 
     def __post_init__(self) -> None:
-        if self.grad_clip <= 0:
+        if not self.grad_clip > 0:  # NaN too
             raise ValueError(f"grad_clip {self.grad_clip}: must be positive, e.g. 5.0")
         if self.warmup_epochs < 0:
             raise ValueError(f"warmup_epochs {self.warmup_epochs}: must be 0 or more")
@@ -162,15 +162,17 @@ class SearchModule(pl.LightningModule):
         """One step on w at fixed α; the gradient is the mean over the micro-batches."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, list)
-        losses, values = [], {}
+        losses, values = [], []
         with frozen(self.alphas):
             optimizer[0].zero_grad()
             for batch in batches:
-                loss, values = self.loss(batch)
+                loss, others = self.loss(batch)
                 self.manual_backward(loss / len(batches))
                 losses.append(loss.detach())
+                values.append(others)
             self._record("weight_loss", torch.stack(losses).mean())
-            self.values.update(values)
+            for name in values[0]:
+                self.values[name] = torch.stack([value[name] for value in values]).mean()
             optimizer[0].step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
