@@ -26,7 +26,6 @@ class Composed:
 
     Args:
         config: resolved.
-        overrides: as typed.
         run_dir: where the run goes.
         run_dir_given: whether the user chose it (else it is dated).
         touched: keys and groups that the overrides set; "" stands for everything.
@@ -34,7 +33,6 @@ class Composed:
     """
 
     config: dict[str, Any]
-    overrides: list[str]
     run_dir: Path
     run_dir_given: bool
     touched: tuple[str, ...]
@@ -45,19 +43,17 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
     """Compose `conf/search.yaml` with `overrides`; one ValueError holds a line per mistake."""
     with open_library(config_dir) as library:
         judged = judge(overrides, library)
-        problems = judged.problems
         try:
             tree = library.compose(judged.accepted)
         except ValueError as error:
-            raise ValueError("\n".join([*problems, str(error)])) from error
+            raise ValueError("\n".join([*judged.problems, str(error)])) from error
         raw = unresolved(tree)
-        problems += _value_problems(tree, raw)
+        problems = [*judged.problems, *_value_problems(tree, raw)]
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
         return Composed(
             config={str(key): _plain(tree[key]) for key in tree if key != "hydra"},
-            overrides=list(overrides),
             run_dir=Path(tree.hydra.run.dir),
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
             touched=tuple(judged.touched),
@@ -73,14 +69,12 @@ def _value_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
     """Missing values (`???`) and interpolations that lead nowhere."""
     ours = [pair for pair in leaves(raw) if not is_inside(pair[0], ["hydra"])]
     for key, value in [*ours, (RUN_DIR, find(raw, RUN_DIR))]:
-        if value in ("???", "") and (value or key == RUN_DIR):
+        if value == "???" or (key == RUN_DIR and value == ""):
             example = _EXAMPLES.get(key.rpartition(".")[2], "VALUE")
             yield f"{key}: needed, e.g. {key}={example}"
         elif "${" in str(value):
             try:
-                found = OmegaConf.select(tree, key)
-                if OmegaConf.is_config(found):
-                    OmegaConf.to_container(found, resolve=True)
+                _plain(OmegaConf.select(tree, key))
             except OmegaConfBaseException as error:
                 text = str(error).splitlines()[0]
                 yield f"{key}: {text.rpartition('while resolving interpolation: ')[2]}"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -49,7 +49,9 @@ class Library:
         try:
             return compose(CONFIG, [*self.search_path, *overrides], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            raise ValueError(_one_line(error)) from error
+            cause = error.__cause__
+            text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+            raise ValueError(" ".join(text.split())) from error
 
     def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
         return self.loader.get_group_options(group, kind, overrides=self.search_path)
@@ -66,10 +68,4 @@ def open_library(extra: Path | None = None) -> Iterator[Library]:
 
 def unresolved(tree: DictConfig) -> dict[str, Any]:
     """The tree as plain dicts and lists, interpolations as they are written."""
-    return OmegaConf.to_container(tree, resolve=False)  # type: ignore[return-value]
-
-
-def _one_line(error: Exception) -> str:
-    cause = error.__cause__
-    text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-    return " ".join(text.split())
+    return cast("dict[str, Any]", OmegaConf.to_container(tree))

@@ -81,7 +81,7 @@ def _search(arguments: list[str]) -> int:
         return COLLAPSED if decision.ended == "collapsed" else DONE
     try:
         check(decision.config, composed.targets if decision.read_back else None)
-        return _run(decision, composed.overrides)
+        return _run(decision, options.overrides)
     finally:
         decision.folder.release()
 
