@@ -1,6 +1,7 @@
 """Tab completion: Hydra's, behind our sub-commands."""
 
 import os
+from contextlib import suppress
 
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -28,10 +29,8 @@ def completion(request: str, commands: list[str]) -> list[str]:
         if command != "search":
             return []
         os.environ["COMP_LINE"] = f"{name} {rest}"
-    with open_library() as library:
+    # If the words before the cursor do not compose, there is nothing to offer.
+    with open_library() as library, suppress(HydraException, OmegaConfBaseException):
         plugin = plugins[shell](library.loader)
-        try:
-            plugin.query(CONFIG) if action == "query" else getattr(plugin, action)()
-        except (HydraException, OmegaConfBaseException):
-            return []  # the words before the cursor do not compose: nothing to offer
+        plugin.query(CONFIG) if action == "query" else getattr(plugin, action)()
     return []

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,8 +42,9 @@ class Library:
 
     def groups(self) -> dict[str, list[str]]:
         """Our groups (not Hydra's) and their options."""
-        names = self._options("", ObjectType.GROUP)
-        return {name: self._options(name) for name in names if name != "hydra"}
+        options = partial(self.loader.get_group_options, overrides=self.search_path)
+        names = options("", ObjectType.GROUP)
+        return {name: options(name) for name in names if name != "hydra"}
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The unresolved tree, Hydra's own node included; ValueError in one line."""
@@ -52,9 +54,6 @@ class Library:
             cause = error.__cause__
             text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
             raise ValueError(" ".join(text.split())) from error
-
-    def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
-        return self.loader.get_group_options(group, kind, overrides=self.search_path)
 
 
 @contextmanager
