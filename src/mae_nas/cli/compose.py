@@ -46,15 +46,11 @@ class Composed:
 
 @dataclass
 class _Judged:
-    """What is left to compose, and a line for each override that is not.
+    """The accepted overrides, the text for Hydra of each, and a line for each that is refused."""
 
-    `touched` are the keys and groups that the accepted overrides set, "" standing for everything.
-    """
-
-    accepted: list[str] = field(default_factory=list)
+    accepted: list[Override] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    touched: list[str] = field(default_factory=list)
-    targets: set[str] = field(default_factory=set)
 
 
 def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
@@ -62,7 +58,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
     with open_library(config_dir) as library:
         judged = _judge(overrides, library)
         try:
-            tree = library.compose(judged.accepted)
+            tree = library.compose(judged.texts)
         except ValueError as error:
             raise ValueError("\n".join([*judged.problems, str(error)])) from error
         raw = unresolved(tree)
@@ -70,12 +66,14 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
+        keys = [override.key_or_group for override in judged.accepted]
+        named = [o for o in judged.accepted if _names_class(o)]
         return Composed(
             config={str(key): _plain(tree[key]) for key in tree if key != "hydra"},
             run_dir=Path(tree.hydra.run.dir),
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
-            touched=tuple(judged.touched),
-            targets=frozenset(judged.targets),
+            touched=tuple("" if key in OPTIONAL else key for key in keys),
+            targets=frozenset(str(override.value()) for override in named),
         )
 
 
@@ -88,20 +86,23 @@ def _judge(texts: list[str], library: Library) -> _Judged:
         if override.key_or_group in groups:
             _judge_group(override, groups[override.key_or_group], judged)
     try:
-        tree = library.compose(judged.accepted)
+        tree = library.compose(judged.texts)
     except ValueError as error:
         # E.g. a broken file of the user's: the rest is still worth checking, on the defaults.
         judged.problems.append(str(error))
-        judged.accepted.clear()
+        judged.texts.clear()
         tree = library.compose([])
     values = [override for override in overrides if override.key_or_group not in groups]
     # Nodes whose class is the user's own: its constructor, not our YAML, knows the keys.
     free = {str(k) for k, choice in tree.hydra.runtime.choices.items() if choice == "custom"}
-    keys = [override.key_or_group for override in values]
-    free |= {key.removesuffix("._target_") for key in keys if key.endswith("._target_")}
+    free |= {o.key_or_group.removesuffix("._target_") for o in values if _names_class(o)}
     plain = unresolved(tree)
     for override in values:
-        _judge_value(override, plain, free, judged)
+        problems = list(_value_problems(override, plain, free))
+        judged.problems += problems
+        if not problems:
+            judged.accepted.append(override)
+            judged.texts.append(_text(override, plain, free))
     return judged
 
 
@@ -131,9 +132,9 @@ def _judge_group(override: Override, options: list[str], judged: _Judged) -> Non
     option, listed = "null" if value is None else str(value), ", ".join(options)
     if option in options or (value is None and group in OPTIONAL):
         # As with values, the last one of a group wins; Hydra itself would refuse the second.
-        others = [text for text in judged.accepted if not text.startswith(f"{group}=")]
-        judged.accepted = others + ([] if value is None else [f"{group}={option}"])
-        judged.touched.append("" if group in OPTIONAL else group)
+        others = [text for text in judged.texts if not text.startswith(f"{group}=")]
+        judged.texts = others + ([] if value is None else [f"{group}={option}"])
+        judged.accepted.append(override)
     elif isinstance(value, dict | list):
         judged.problems.append(f"{group}: a group takes one name of {listed}")
     else:
@@ -141,37 +142,35 @@ def _judge_group(override: Override, options: list[str], judged: _Judged) -> Non
         judged.problems.append(f"{group}={option}: no such option{near} ({listed})")
 
 
-def _judge_value(
-    override: Override, tree: Mapping[str, Any], free: set[str], judged: _Judged
-) -> None:
-    text, key, value = str(override.input_line), override.key_or_group, override.value()
-    if override.is_delete() and find(tree, key) is not ABSENT:
-        # What a class that replaces ours does not take; what it needs is checked later.
-        judged.accepted.append(text)
-        judged.touched.append(key)
-        return
-    problems = list(_value_problems(override, tree, free))
-    if problems:
-        judged.problems += problems
-        return
-    added = override.is_add() or override.is_force_add()
-    new = find(tree, key) is ABSENT or (isinstance(value, dict) and (added or is_inside(key, free)))
-    judged.accepted.append("++" + text.lstrip("+") if new else text)
-    judged.touched.append(key)
-    if key.endswith("._target_"):
-        judged.targets.add(str(value))
+def _names_class(override: Override) -> bool:
+    return override.key_or_group.endswith("._target_") and not override.is_delete()
+
+
+def _adds(override: Override) -> bool:
+    return override.is_add() or override.is_force_add()
+
+
+def _text(override: Override, tree: Mapping[str, Any], free: set[str]) -> str:
+    """As Hydra wants it, which refuses a new key without `++`."""
+    key, text = override.key_or_group, str(override.input_line)
+    is_open = isinstance(override.value(), dict) and (_adds(override) or is_inside(key, free))
+    is_new = (is_open or find(tree, key) is ABSENT) and not override.is_delete()
+    return "++" + text.lstrip("+") if is_new else text
 
 
 def _value_problems(override: Override, tree: Mapping[str, Any], free: set[str]) -> Iterator[str]:
     key, old, value = override.key_or_group, find(tree, override.key_or_group), override.value()
-    added = override.is_add() or override.is_force_add()
+    if override.is_delete() and old is not ABSENT:
+        return  # what a class that replaces ours does not take; what it needs is checked later
     unknown = [
         leaf
         for leaf, _ in leaves(value, key)
         if find(tree, leaf) is ABSENT
         # A constructor may know the key (checked later): of the user's own class, or with `+`.
         and not is_inside(leaf, free)
-        and not (added and find(tree, f"{leaf.rpartition('.')[0]}._target_") is not ABSENT)
+        and not (
+            _adds(override) and find(tree, f"{leaf.rpartition('.')[0]}._target_") is not ABSENT
+        )
     ]
     if unknown:
         is_hydras = key.startswith("hydra")
