@@ -1,6 +1,5 @@
 """The YAML files that configurations are made of, seen through Hydra's loader."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,14 +21,12 @@ CONFIG = "search"
 
 
 def conf_dir() -> Path:
-    """`conf/` of $MAE_NAS_CONF, of the installed wheel, or of the checkout, in this order."""
+    """`conf/` of the installed wheel, or of the checkout."""
     package = Path(mae_nas.__file__).parent
     wheel = package / "conf"
-    chosen = os.environ.get("MAE_NAS_CONF")
-    folder = Path(chosen) if chosen else wheel if wheel.is_dir() else package.parents[1] / "conf"
+    folder = wheel if wheel.is_dir() else package.parents[1] / "conf"
     if not (folder / f"{CONFIG}.yaml").is_file():
-        where = "MAE_NAS_CONF" if chosen else "installation"
-        raise ValueError(f"{where}: {folder} holds no {CONFIG}.yaml")
+        raise ValueError(f"installation: {folder} holds no {CONFIG}.yaml")
     return folder.resolve()
 
 
