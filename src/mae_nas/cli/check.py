@@ -98,6 +98,7 @@ def _node_problems(
 ) -> Iterator[str]:
     try:
         target = import_target(node["_target_"])
+        inspect.signature(target)  # ValueError for builtins that have none
     except ValueError as error:
         yield f"{path}._target_: {error}"
         return
