@@ -102,6 +102,7 @@ def test_check_accepts_the_defaults(default: dict[str, Any]) -> None:
             "nowhere.X",
             "decoder._target_: no module nowhere in the current fol",
         ),
+        ("decoder___target_", "builtins.dict", "decoder._target_: no signature found for builtin"),
         ("decoder___target_", 3, "decoder._target_: 3 is not a dotted name like my_module.MyClass"),
         ("decodr", {}, "decodr: no such key; did you mean decoder?"),
         ("decoder", {"taps": [1]}, "decoder._target_: needed, the class to build"),

@@ -1,8 +1,8 @@
-import os
 from pathlib import Path
 
 import pytest
 
+import mae_nas
 from mae_nas.cli.compose import compose
 from mae_nas.cli.library import conf_dir
 
@@ -135,12 +135,20 @@ def test_compose_refuses_a_missing_or_broken_users_folder(tmp_path: Path) -> Non
     assert all(line for line in str(error.value).splitlines())
 
 
-def test_conf_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = conf_dir()
-    assert (ours / "search.yaml").is_file()
-    (tmp_path / "search.yaml").write_text("name: x\n")
-    monkeypatch.setitem(os.environ, "MAE_NAS_CONF", str(tmp_path))
-    assert conf_dir() == tmp_path.resolve()
-    monkeypatch.setitem(os.environ, "MAE_NAS_CONF", str(tmp_path / "no"))
-    with pytest.raises(ValueError, match=r"MAE_NAS_CONF: .* holds no search\.yaml"):
+def test_conf_dir_is_the_wheels_or_the_checkouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (conf_dir() / "search.yaml").is_file()
+    package = tmp_path / "src" / "mae_nas"
+    monkeypatch.setattr(mae_nas, "__file__", str(package / "__init__.py"))
+    with pytest.raises(ValueError, match=r"installation: .* holds no search\.yaml"):
         conf_dir()
+    for folder in (tmp_path / "conf", package / "conf"):  # the wheel's goes before the checkout's
+        folder.mkdir(parents=True)
+        (folder / "search.yaml").write_text("name: x\n")
+        assert conf_dir() == folder.resolve()
+
+
+def test_compose_says_that_a_deleted_key_does_not_exist() -> None:
+    lines = problems("decoder=custom", "decoder._target_=mine.Mine", "~decoder.x")
+    assert lines == ["Could not delete from config. 'decoder.x' does not exist."]

@@ -69,7 +69,9 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         efficiency.workers,
         efficiency.resident,
     )
-    load(data, console)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading images", total=None)
+        data.load(lambda done, total: bar.update(task, completed=done, total=total))
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     parts = assemble(config, data.side, data.channels)
     module = SearchModule(
@@ -120,13 +122,6 @@ def roomy_side(config: Config) -> int:
     """A side that patches and strides divide, to judge the rest by until the data's is known."""
     patch = config["mask"]["patch_size"]
     return 7 * math.lcm(32, patch) if isinstance(patch, int) and patch > 0 else 224
-
-
-def load(data: SearchData, console: Console) -> None:
-    """Decode or read the images, with a bar where a person watches."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading images", total=None)
-        data.load(lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:

@@ -22,11 +22,12 @@ FACTS: Mapping[str, frozenset[str]] = {
 """Arguments that the composition root gives by name, if a node's constructor asks for them."""
 
 
-def import_target(target: str) -> Callable[..., object]:
+def import_target(target: object) -> Callable[..., object]:
     """The class that a dotted name stands for; ValueError in one line, naming the nearest."""
-    module_name, _, attribute = target.rpartition(".")
-    if not module_name or not all(part.isidentifier() for part in target.split(".")):
+    parts = target.split(".") if isinstance(target, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise ValueError(f"{target!r} is not a dotted name like my_module.MyClass")
+    module_name, attribute = ".".join(parts[:-1]), parts[-1]
     module = _import_module(module_name)
     found = getattr(module, attribute, None)
     if found is None:
@@ -55,10 +56,10 @@ def build(
         ValueError: the class cannot be found or is no `kind`, or the constructor refuses.
     """
     try:
-        target = import_target(str(node["_target_"]))
+        target = import_target(node["_target_"])
         wanted = inspect.signature(target).parameters
         injected = {name: facts[name] for name in facts if name in wanted and name not in node}
-        built = target(**_arguments(node), **injected)
+        built = target(**arguments(node), **injected)
     except ValueError as error:
         raise ValueError(prefixed(path, str(error))) from error
     except TypeError as error:  # an argument too many, too few or of another type
@@ -71,21 +72,19 @@ def build(
 
 def prefixed(path: str, message: str) -> str:
     """Say which node a message is about, unless it says so itself ("data.side: ...")."""
-    return (
-        message
-        if not path or message.startswith((f"{path}.", f"{path}:"))
-        else f"{path}: {message}"
-    )
+    says_so = not path or message.startswith((f"{path}.", f"{path}:"))
+    return message if says_so else f"{path}: {message}"
 
 
-def _arguments(node: Mapping[str, object]) -> dict[str, object]:
-    return {str(key): _part(value) for key, value in node.items() if key != "_target_"}
+def arguments(node: Mapping[str, object]) -> dict[str, object]:
+    """What a node gives to its class."""
+    return {key: _part(value) for key, value in node.items() if key != "_target_"}
 
 
 def _part(value: object) -> object:
     if not isinstance(value, Mapping) or "_target_" not in value:
         return value
-    return functools.partial(import_target(str(value["_target_"])), **_arguments(value))
+    return functools.partial(import_target(value["_target_"]), **arguments(value))
 
 
 def _public_name(kind: type) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from torch import nn, zeros
 
-from mae_nas.cli.build import FACTS, build, import_target, prefixed
+from mae_nas.cli.build import FACTS, arguments, import_target, prefixed
 from mae_nas.cli.hints import describe, example, fits
 from mae_nas.cli.spelling import suggest
 
@@ -19,6 +19,7 @@ NODES = ("data", "space", "relaxation", "objective", "decoder", "mask", "trainer
 NODES += ("efficiency", "supernet", "search")
 OPTIMIZERS = ("search.weight_optimizer", "search.arch_optimizer")
 TRUSTED = ("mae_nas.", "torch.optim.")
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def check(config: Mapping[str, Any], named: Collection[str] | None = None) -> No
         if named is not None and name not in named and not name.startswith(TRUSTED):
             problems.append(_refusal(path, name))
     if not problems:  # nothing is imported before every name may be
-        problems = _root_problems(config)
-        for path, node in nodes.items():
+        root = {key: value for key, value in config.items() if key not in NODES}
+        for path, node in {"": {"_target_": f"{__name__}.Root", **root}, **nodes}.items():
             problems += _node_problems(path, node, named)
     if problems:
         raise ValueError("\n".join(problems))
@@ -65,35 +66,24 @@ def _nodes(tree: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any
     if isinstance(tree, Mapping):
         if "_target_" in tree:
             yield path, tree
-        for key, value in tree.items():
-            yield from _nodes(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(tree, list | tuple):
-        for number, value in enumerate(tree):
-            yield from _nodes(value, f"{path}.{number}")
+        entries = tree.items()
+    else:
+        entries = enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, value in entries:
+        yield from _nodes(value, f"{path}.{key}".lstrip("."))
 
 
 def _structure_problems(config: Mapping[str, Any], nodes: Mapping[str, Any]) -> Iterator[str]:
-    roots = list(inspect.signature(Root).parameters)
+    roots = inspect.signature(Root).parameters
     for key in (*NODES, *OPTIMIZERS):
         if key not in nodes:
             yield f"{key}._target_: needed, the class to build"
     for key in config:
-        if key not in NODES and key not in roots:
+        if key not in (*NODES, *roots):
             yield f"{key}: no such key{suggest(key, [*NODES, *roots])}"
     for key in roots:
         if key not in config:
             yield f"{key}: needed"
-
-
-def _root_problems(config: Mapping[str, Any]) -> list[str]:
-    values = {key: config[key] for key in inspect.signature(Root).parameters}
-    problems = list(_value_problems(Root, values, ""))
-    if not problems:
-        try:
-            Root(**values)
-        except ValueError as error:
-            problems = [str(error)]
-    return problems
 
 
 def _refusal(path: str, target: str) -> str:
@@ -103,89 +93,69 @@ def _refusal(path: str, target: str) -> str:
     )
 
 
-def _is_trusted(target: object) -> bool:
-    """`mae_nas.x.os.system` begins well and leads elsewhere: what counts is where it was made."""
-    return inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)
-
-
 def _node_problems(
     path: str, node: Mapping[str, Any], named: Collection[str] | None
 ) -> Iterator[str]:
-    name = node["_target_"]
-    if not isinstance(name, str):
-        yield f"{path}._target_: {name!r} is not a dotted name like my_module.MyClass"
-        return
     try:
-        target = import_target(name)
+        target = import_target(node["_target_"])
+        inspect.signature(target)  # ValueError for builtins that have none
     except ValueError as error:
         yield f"{path}._target_: {error}"
         return
-    if named is not None and name not in named and not _is_trusted(target):
-        yield _refusal(path, name)
+    # `mae_nas.x.os.system` begins well and leads elsewhere: what counts is where it was made.
+    is_ours = inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)
+    if named is not None and node["_target_"] not in named and not is_ours:
+        yield _refusal(path, node["_target_"])
         return
-    values = {key: value for key, value in node.items() if key != "_target_"}
-    problems = [*_name_problems(target, values, path), *_value_problems(target, values, path)]
+    problems = [*_name_problems(path, node, target), *_value_problems(path, node, target)]
     yield from problems
-    if not problems and (path in OPTIMIZERS or not _missing(target, values)):
-        try:
-            # Only constructors know the ranges of their values.
-            if path in OPTIMIZERS:
-                target([nn.Parameter(zeros(1))], **values)
-            else:
-                build(object, node, {}, path)
+    if not problems and (path in OPTIMIZERS or not _missing(node, target)):
+        weights = [[nn.Parameter(zeros(1))]] if path in OPTIMIZERS else []
+        try:  # only constructors know the ranges of their values
+            target(*weights, **arguments(node))
         except (ValueError, TypeError, RuntimeError) as error:
-            yield prefixed(path, str(error).splitlines()[0])
+            yield prefixed(path, str(error)).splitlines()[0]
 
 
 def _name_problems(
-    target: Callable[..., object], values: Mapping[str, Any], path: str
+    path: str, node: Mapping[str, Any], target: Callable[..., object]
 ) -> Iterator[str]:
+    name = str(node["_target_"]).rpartition(".")[2]
     facts = FACTS.get(path, frozenset())
-    parameters = inspect.signature(target).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        usable = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        for key in sorted(values.keys() - usable):
-            near = suggest(f"{path}.{key}", [f"{path}.{name}" for name in usable - facts])
-            yield f"{path}.{key}: {_name(target)} takes no such argument{near}"
+    parameters = inspect.signature(target).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        usable = [f"{path}.{key}" for key in parameters.keys() - facts]
+        for key in sorted(node.keys() - parameters.keys() - {"_target_"}):
+            near = suggest(f"{path}.{key}", usable)
+            yield f"{path}.{key}: {name} takes no such argument{near}"
     if path in NODES:  # what else a node inside a node needs, its receiver adds
-        for name in _missing(target, values):
-            if name not in facts:
-                yield f"{path}.{name}: needed, {_name(target)} has no default for it"
+        for key in _missing(node, target):
+            if key not in facts:
+                yield f"{path}.{key}: needed, {name} has no default for it"
 
 
-def _missing(target: Callable[..., object], values: Mapping[str, Any]) -> list[str]:
+def _missing(node: Mapping[str, Any], target: Callable[..., object]) -> list[str]:
     """Arguments that have no default and that the node does not give."""
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(target).parameters.values()
     return [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind not in variadic and p.name not in values
+        key
+        for key, p in inspect.signature(target).parameters.items()
+        if p.default is p.empty and p.kind not in VARIADIC and key not in node
     ]
 
 
-def _name(target: Callable[..., object]) -> str:
-    return getattr(target, "__name__", str(target))
-
-
 def _value_problems(
-    target: Callable[..., object], values: Mapping[str, Any], path: str
+    path: str, node: Mapping[str, Any], target: Callable[..., object]
 ) -> Iterator[str]:
-    hints = _hints(target)
-    defaults = inspect.signature(target).parameters
-    for key, value in values.items():
-        if key in hints and not fits(value, hints[key]):
-            default = defaults[key].default if key in defaults else inspect.Parameter.empty
-            good = default not in (inspect.Parameter.empty, None) and fits(default, hints[key])
-            listed = list(default) if isinstance(default, tuple) else default
-            shown = repr(listed) if good else example(hints[key])
-            would = f" ({shown} would be)" if shown else ""
-            name = f"{path}.{key}" if path else key
-            yield f"{name}: {value!r} is not {describe(hints[key])}{would}"
-
-
-def _hints(target: Callable[..., object]) -> dict[str, Any]:
     try:
-        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError, AttributeError):  # annotations that cannot be resolved pass
-        return {}
+        return
+    for key, parameter in inspect.signature(target).parameters.items():
+        hint, default = hints.get(key, Any), parameter.default
+        if key in node and not fits(node[key], hint):
+            good = default not in (parameter.empty, None) and fits(default, hint)
+            listed = list(default) if isinstance(default, tuple) else default
+            shown = repr(listed) if good else example(hint)
+            would = f" ({shown} would be)" if shown else ""
+            name = f"{path}.{key}".lstrip(".")
+            yield f"{name}: {node[key]!r} is not {describe(hint)}{would}"

@@ -1,7 +1,7 @@
 """Tab completion: Hydra's, behind our sub-commands."""
 
 import os
-import re
+from contextlib import suppress
 
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -22,22 +22,15 @@ def completion(request: str, commands: list[str]) -> list[str]:
     if action not in ("install", "uninstall", "query") or shell not in plugins:
         raise ValueError(f"-sc {request}: write -sc install={'|'.join(sorted(plugins))}")
     if action == "query":
-        name, command, rest = _split(os.environ.get("COMP_LINE", ""))
-        if command not in commands or not rest:
+        name, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
+        command, space, rest = line.lstrip().partition(" ")
+        if command not in commands or not space:
             return [word for word in commands if word.startswith(command)]
         if command != "search":
             return []
-        os.environ["COMP_LINE"] = f"{name} {rest.lstrip()}"
-    with open_library() as library:
+        os.environ["COMP_LINE"] = f"{name} {rest}"
+    # If the words before the cursor do not compose, there is nothing to offer.
+    with open_library() as library, suppress(HydraException, OmegaConfBaseException):
         plugin = plugins[shell](library.loader)
-        try:
-            plugin.query(CONFIG) if action == "query" else getattr(plugin, action)()
-        except (HydraException, OmegaConfBaseException):
-            return []  # the words before the cursor do not compose: nothing to offer
+        plugin.query(CONFIG) if action == "query" else getattr(plugin, action)()
     return []
-
-
-def _split(line: str) -> tuple[str, str, str]:
-    """Program, sub-command, and the rest with its leading space."""
-    match = re.match(r"\s*(\S+)\s*(\S*)(.*)", line)
-    return (match[1], match[2], match[3]) if match else ("mae-nas", "", "")

@@ -1,22 +1,27 @@
 """Overrides in, plain configuration out, or every mistake at once, a line each.
 
-Names are checked against the YAML alone, so nothing here imports torch; `check.py` then checks
-values against the constructors.
+Overrides are judged one by one, so that one mistake does not hide the next. Names are checked
+against the YAML alone, so nothing here imports torch; `check.py` then checks values against the
+constructors.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_nas.cli.library import CONFIG, conf_dir, open_library, unresolved
-from mae_nas.cli.overrides import judge
-from mae_nas.keys import find, is_inside, leaves
+from mae_nas.cli.library import CONFIG, Library, conf_dir, open_library, unresolved
+from mae_nas.cli.spelling import suggest
+from mae_nas.keys import ABSENT, find, is_inside, leaves
 
 RUN_DIR = "hydra.run.dir"
+OPTIONAL = ("experiment", "debug")  # groups that may be null
 _EXAMPLES = {"_target_": "my_module.MyClass", "root": "/path/to/images"}
 
 
@@ -26,7 +31,6 @@ class Composed:
 
     Args:
         config: resolved.
-        overrides: as typed.
         run_dir: where the run goes.
         run_dir_given: whether the user chose it (else it is dated).
         touched: keys and groups that the overrides set; "" stands for everything.
@@ -34,53 +38,166 @@ class Composed:
     """
 
     config: dict[str, Any]
-    overrides: list[str]
     run_dir: Path
     run_dir_given: bool
     touched: tuple[str, ...]
     targets: frozenset[str]
 
 
+@dataclass
+class _Judged:
+    """The accepted overrides, the text for Hydra of each, and a line for each that is refused."""
+
+    accepted: list[Override] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
 def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
     """Compose `conf/search.yaml` with `overrides`; one ValueError holds a line per mistake."""
     with open_library(config_dir) as library:
-        judged = judge(overrides, library)
-        problems = judged.problems
+        judged = _judge(overrides, library)
         try:
-            tree = library.compose(judged.accepted)
+            tree = library.compose(judged.texts)
         except ValueError as error:
-            raise ValueError("\n".join([*problems, str(error)])) from error
+            raise ValueError("\n".join([*judged.problems, str(error)])) from error
         raw = unresolved(tree)
-        problems += _value_problems(tree, raw)
+        problems = [*judged.problems, *_unset_problems(tree, raw)]
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
+        keys = [override.key_or_group for override in judged.accepted]
+        named = [o for o in judged.accepted if _names_class(o)]
         return Composed(
             config={str(key): _plain(tree[key]) for key in tree if key != "hydra"},
-            overrides=list(overrides),
             run_dir=Path(tree.hydra.run.dir),
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
-            touched=tuple(judged.touched),
-            targets=frozenset(judged.targets),
+            touched=tuple("" if key in OPTIONAL else key for key in keys),
+            targets=frozenset(str(override.value()) for override in named),
         )
 
 
-def _plain(value: object) -> object:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _judge(texts: list[str], library: Library) -> _Judged:
+    """Split `texts` into what can be composed and lines about what cannot."""
+    judged = _Judged()
+    overrides = list(_parse(texts, judged.problems))
+    groups = library.groups()
+    for override in overrides:
+        if override.key_or_group in groups:
+            _judge_group(override, groups[override.key_or_group], judged)
+    try:
+        tree = library.compose(judged.texts)
+    except ValueError as error:
+        # E.g. a broken file of the user's: the rest is still worth checking, on the defaults.
+        judged.problems.append(str(error))
+        judged.texts.clear()
+        tree = library.compose([])
+    values = [override for override in overrides if override.key_or_group not in groups]
+    # Nodes whose class is the user's own: its constructor, not our YAML, knows the keys.
+    free = {str(k) for k, choice in tree.hydra.runtime.choices.items() if choice == "custom"}
+    free |= {o.key_or_group.removesuffix("._target_") for o in values if _names_class(o)}
+    plain = unresolved(tree)
+    for override in values:
+        problems = list(_value_problems(override, plain, free))
+        judged.problems += problems
+        if not problems:
+            judged.accepted.append(override)
+            judged.texts.append(_text(override, plain, free))
+    return judged
 
 
-def _value_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
+def _parse(texts: list[str], problems: list[str]) -> Iterator[Override]:
+    parser = OverridesParser.create()
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            hint = "a value with special characters needs quotes, e.g. 'data.root=\"/my (images)\"'"
+            problems.append(f"{text}: cannot be read as key=value; {hint}")
+            continue
+        key = override.key_or_group
+        if override.package is not None:
+            problems.append(f"{text}: packages (@) are not used here; write {key}=…")
+        elif override.is_sweep_override():
+            problems.append(
+                f"{text}: one value at a time (sweeps are not available in this version); "
+                f"a list is written {key}=[a,b], text with commas '{key}=\"a,b\"'"
+            )
+        else:
+            yield override
+
+
+def _judge_group(override: Override, options: list[str], judged: _Judged) -> None:
+    group, value = override.key_or_group, override.value()
+    option, listed = "null" if value is None else str(value), ", ".join(options)
+    if option in options or (value is None and group in OPTIONAL):
+        # As with values, the last one of a group wins; Hydra itself would refuse the second.
+        others = [text for text in judged.texts if not text.startswith(f"{group}=")]
+        judged.texts = others + ([] if value is None else [f"{group}={option}"])
+        judged.accepted.append(override)
+    elif isinstance(value, dict | list):
+        judged.problems.append(f"{group}: a group takes one name of {listed}")
+    else:
+        near = suggest(option, options)
+        judged.problems.append(f"{group}={option}: no such option{near} ({listed})")
+
+
+def _names_class(override: Override) -> bool:
+    return override.key_or_group.endswith("._target_") and not override.is_delete()
+
+
+def _adds(override: Override) -> bool:
+    return override.is_add() or override.is_force_add()
+
+
+def _text(override: Override, tree: Mapping[str, Any], free: set[str]) -> str:
+    """As Hydra wants it, which refuses a new key without `++`."""
+    key, text = override.key_or_group, str(override.input_line)
+    is_open = isinstance(override.value(), dict) and (_adds(override) or is_inside(key, free))
+    is_new = (is_open or find(tree, key) is ABSENT) and not override.is_delete()
+    return "++" + text.lstrip("+") if is_new else text
+
+
+def _value_problems(override: Override, tree: Mapping[str, Any], free: set[str]) -> Iterator[str]:
+    key, old, value = override.key_or_group, find(tree, override.key_or_group), override.value()
+    if override.is_delete() and old is not ABSENT:
+        return  # what a class that replaces ours does not take; what it needs is checked later
+    unknown = [
+        leaf
+        for leaf, _ in leaves(value, key)
+        if find(tree, leaf) is ABSENT
+        # A constructor may know the key (checked later): of the user's own class, or with `+`.
+        and not is_inside(leaf, free)
+        and not (
+            _adds(override) and find(tree, f"{leaf.rpartition('.')[0]}._target_") is not ABSENT
+        )
+    ]
+    if unknown:
+        is_hydras = key.startswith("hydra")
+        keys = [name for name, _ in leaves(tree) if name.startswith("hydra.") == is_hydras]
+        names = {*keys, *(name.rpartition(".")[0] for name in keys)} - {""}
+        yield from (f"{leaf}: no such key{suggest(leaf, names)}" for leaf in unknown)
+    elif override.is_add() and old is not ABSENT and not isinstance(old, dict):
+        yield f"+{key}: the key exists; write {key}=…"
+    elif isinstance(old, dict) and old and not isinstance(value, dict):
+        inside = ", ".join(f"{key}.{name}" for name in old if name != "_target_")
+        yield f"{key}: a section, not a value; set {inside or f'{key}._target_'}"
+
+
+def _unset_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
     """Missing values (`???`) and interpolations that lead nowhere."""
     ours = [pair for pair in leaves(raw) if not is_inside(pair[0], ["hydra"])]
     for key, value in [*ours, (RUN_DIR, find(raw, RUN_DIR))]:
-        if value in ("???", "") and (value or key == RUN_DIR):
+        if value == "???" or (key == RUN_DIR and value == ""):
             example = _EXAMPLES.get(key.rpartition(".")[2], "VALUE")
             yield f"{key}: needed, e.g. {key}={example}"
         elif "${" in str(value):
             try:
-                found = OmegaConf.select(tree, key)
-                if OmegaConf.is_config(found):
-                    OmegaConf.to_container(found, resolve=True)
+                _plain(OmegaConf.select(tree, key))
             except OmegaConfBaseException as error:
                 text = str(error).splitlines()[0]
                 yield f"{key}: {text.rpartition('while resolving interpolation: ')[2]}"
+
+
+def _plain(value: object) -> object:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

@@ -63,16 +63,14 @@ def search_help() -> str:
     with open_library() as library:
         groups = library.groups()
         tree = library.compose([])
-        chosen = tree.hydra.runtime.choices
-        lines = []
-        for group, options in groups.items():
-            marked = [f"{o}*" if o == chosen.get(group) else o for o in options]
-            lines.append(f"  {group:<11} {', '.join(marked)}")
-    keys = [_key_line(unresolved(tree), key, meaning) for key, meaning in _KEYS.items()]
+        plain, chosen = unresolved(tree), tree.hydra.runtime.choices
+    lines, keys = [], []
+    for group, options in groups.items():
+        marked = [f"{o}*" if o == chosen.get(group) else o for o in options]
+        lines.append(f"  {group:<11} {', '.join(marked)}")
+    for key, meaning in _KEYS.items():
+        value = find(plain, key)
+        shown = "null" if value is None else value
+        pair = f"{key}=" if value is ABSENT else f"{key}={shown}"
+        keys.append(f"  {pair:<32} {meaning}".rstrip())
     return _USAGE.format(groups="\n".join(lines), keys="\n".join(keys))
-
-
-def _key_line(tree: object, key: str, meaning: str) -> str:
-    value = find(tree, key)
-    shown = "null" if value is None else "" if value is ABSENT else value
-    return f"  {f'{key}={shown}':<32} {meaning}".rstrip()

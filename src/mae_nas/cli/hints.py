@@ -1,34 +1,39 @@
 """Does a value from YAML fit a type annotation, and how is that annotation said in words?"""
 
-import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Literal, NamedTuple, Union, get_args, get_origin
 
-_SCALARS: dict[object, tuple[tuple[type, ...], str]] = {
+
+class _Words(NamedTuple):
+    accepted: tuple[type, ...]
+    one: str
+    many: str
+    example: str = ""
+
+
+_SCALARS: dict[object, _Words] = {
     # YAML writes 1 where a float is meant, and a path is text.
-    float: ((float, int), "a float"),
-    int: ((int,), "an int"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "text"),
-    Path: ((str,), "a path"),
-    None: ((type(None),), "null"),
-    type(None): ((type(None),), "null"),
+    float: _Words((float, int), "a float", "floats", "0.5"),
+    int: _Words((int,), "an int", "ints", "8"),
+    bool: _Words((bool,), "true or false", "true or false", "true"),
+    str: _Words((str,), "text", "texts"),
+    Path: _Words((str,), "a path", "paths"),
+    NoneType: _Words((NoneType,), "null", "null"),
 }
-_UNIONS = (Union, types.UnionType)
 
 
 def fits(value: object, hint: object) -> bool:
     """True when `value` is what `hint` says; annotations that we do not know fit everything."""
     if hint in _SCALARS:
-        accepted, _ = _SCALARS[hint]
-        return isinstance(value, accepted) and (hint is bool or not isinstance(value, bool))
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
+        is_wrong_bool = isinstance(value, bool) and hint is not bool  # True is an int to Python
+        return isinstance(value, _SCALARS[hint].accepted) and not is_wrong_bool
+    kind, args = get_origin(hint) or hint, get_args(hint)
+    if kind is Literal:
         return any(value == choice and type(value) is type(choice) for choice in args)
-    if origin in _UNIONS:
+    if kind in (Union, UnionType):
         return any(fits(value, arg) for arg in args)
-    kind = origin or hint
     if not isinstance(kind, type) or not issubclass(kind, Sequence):
         return True
     if not isinstance(value, list | tuple):
@@ -39,23 +44,20 @@ def fits(value: object, hint: object) -> bool:
 
 
 def describe(hint: object) -> str:
-    """The annotation in words: "an int or 'auto'"."""
+    """The annotation in words: "an int or auto"."""
     if hint in _SCALARS:
-        return _SCALARS[hint][1]
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return ("one of " if len(args) > 1 else "") + ", ".join(str(arg) for arg in args)
-    if origin in _UNIONS:
-        return " or ".join(describe(arg) for arg in args)
-    of = " of " + " and ".join(_plural(arg) for arg in args if arg is not ...) if args else ""
-    return f"a list{of}"
+        return _SCALARS[hint].one
+    kind, args = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
+    if kind in (Union, UnionType):
+        return " or ".join(map(describe, args))
+    entries = [
+        _SCALARS[arg].many if arg in _SCALARS else describe(arg) for arg in args if arg is not ...
+    ]
+    return "a list" + (" of " + " and ".join(entries) if entries else "")
 
 
 def example(hint: object) -> str:
     """A value that fits, for scalars, else nothing."""
-    return {float: "0.5", int: "8", bool: "true"}.get(hint, "")  # type: ignore[call-overload]
-
-
-def _plural(hint: object) -> str:
-    words = {float: "floats", int: "ints", bool: "true or false", str: "texts"}
-    return words.get(hint) or describe(hint)  # type: ignore[call-overload]
+    return _SCALARS[hint].example if hint in _SCALARS else ""

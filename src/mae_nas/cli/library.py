@@ -1,10 +1,10 @@
 """The YAML files that configurations are made of, seen through Hydra's loader."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -21,14 +21,12 @@ CONFIG = "search"
 
 
 def conf_dir() -> Path:
-    """`conf/` of $MAE_NAS_CONF, of the installed wheel, or of the checkout, in this order."""
+    """`conf/` of the installed wheel, or of the checkout."""
     package = Path(mae_nas.__file__).parent
     wheel = package / "conf"
-    chosen = os.environ.get("MAE_NAS_CONF")
-    folder = Path(chosen) if chosen else wheel if wheel.is_dir() else package.parents[1] / "conf"
+    folder = wheel if wheel.is_dir() else package.parents[1] / "conf"
     if not (folder / f"{CONFIG}.yaml").is_file():
-        where = "MAE_NAS_CONF" if chosen else "installation"
-        raise ValueError(f"{where}: {folder} holds no {CONFIG}.yaml")
+        raise ValueError(f"installation: {folder} holds no {CONFIG}.yaml")
     return folder.resolve()
 
 
@@ -41,18 +39,18 @@ class Library:
 
     def groups(self) -> dict[str, list[str]]:
         """Our groups (not Hydra's) and their options."""
-        names = self._options("", ObjectType.GROUP)
-        return {name: self._options(name) for name in names if name != "hydra"}
+        options = partial(self.loader.get_group_options, overrides=self.search_path)
+        names = options("", ObjectType.GROUP)
+        return {name: options(name) for name in names if name != "hydra"}
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The unresolved tree, Hydra's own node included; ValueError in one line."""
         try:
             return compose(CONFIG, [*self.search_path, *overrides], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            raise ValueError(_one_line(error)) from error
-
-    def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
-        return self.loader.get_group_options(group, kind, overrides=self.search_path)
+            cause = error.__cause__
+            text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
+            raise ValueError(" ".join(text.split())) from error
 
 
 @contextmanager
@@ -66,10 +64,4 @@ def open_library(extra: Path | None = None) -> Iterator[Library]:
 
 def unresolved(tree: DictConfig) -> dict[str, Any]:
     """The tree as plain dicts and lists, interpolations as they are written."""
-    return OmegaConf.to_container(tree, resolve=False)  # type: ignore[return-value]
-
-
-def _one_line(error: Exception) -> str:
-    cause = error.__cause__
-    text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
-    return " ".join(text.split())
+    return cast("dict[str, Any]", OmegaConf.to_container(tree))

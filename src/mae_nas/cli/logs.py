@@ -12,25 +12,23 @@ log = logging.getLogger("mae_nas")
 
 @contextmanager
 def logging_to(path: Path, console: Console) -> Iterator[None]:
-    """Messages go plain to the terminal and with timestamps to `path`."""
-    to_file = LogFile(path, encoding="utf-8")
+    """Send our messages to `console` and `path`, and Python's warnings to `path`."""
+    to_file, to_console = LogFile(path, encoding="utf-8"), ConsoleHandler(console)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    to_console = ConsoleHandler(console)
-    captured = logging.getLogger("py.warnings")
+    warnings = logging.getLogger("py.warnings")
+    pairs = ((log, to_file), (log, to_console), (warnings, to_file))
     level, propagates = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.captureWarnings(True)
-    for logger in (log, captured):
-        logger.addHandler(to_file)
-    log.addHandler(to_console)
+    for logger, handler in pairs:
+        logger.addHandler(handler)
     try:
         yield
     finally:
         logging.captureWarnings(False)
-        for logger in (log, captured):
-            logger.removeHandler(to_file)
-        log.removeHandler(to_console)
+        for logger, handler in pairs:
+            logger.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagates
         with suppress(OSError):
@@ -40,7 +38,7 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
 class LogFile(logging.FileHandler):
     """A log that a full disk cuts short in silence: what matters fails where it is written."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         del record
 
 

@@ -46,7 +46,10 @@ def _dispatch(arguments: list[str]) -> int:
     if command in ("-V", "--version"):
         return _say(f"mae-nas {__version__}")
     if command in ("-sc", "--shell-completion"):
-        return _complete(rest)
+        from mae_nas.cli.completion import completion
+
+        words = completion(rest[0] if rest else "", list(COMMANDS))
+        return _say("\n".join(words)) if words else DONE
     if command not in COMMANDS:
         near = suggest(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
         raise ValueError(f"{command}: no such command{near}")
@@ -81,7 +84,7 @@ def _search(arguments: list[str]) -> int:
         return COLLAPSED if decision.ended == "collapsed" else DONE
     try:
         check(decision.config, composed.targets if decision.read_back else None)
-        return _run(decision, composed.overrides)
+        return _run(decision, options.overrides)
     finally:
         decision.folder.release()
 
@@ -111,13 +114,6 @@ def _draw(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _say(USAGE)
     return _say("\n".join(draw(arguments)))
-
-
-def _complete(arguments: list[str]) -> int:
-    from mae_nas.cli.completion import completion
-
-    words = completion(arguments[0] if arguments else "", list(COMMANDS))
-    return _say("\n".join(words)) if words else DONE
 
 
 class _Parser(argparse.ArgumentParser):
