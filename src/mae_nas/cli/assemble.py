@@ -3,30 +3,50 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch.optim import Optimizer
 
-from mae_nas.backbone import BackbonePlan
+from mae_nas.backbone import BackbonePlan, plan_backbone, stem_for
+from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, prefixed
-from mae_nas.data import ImageSource, SearchData
-from mae_nas.decoders import Decoder
+from mae_nas.data import ImageSource, SearchData, Synthetic
+from mae_nas.decoders import Decoder, HierarchicalDecoder
 from mae_nas.masking import Masking
 from mae_nas.objectives import Objective, Reconstruction
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.trainer import Efficiency, TrainerSettings
+from mae_nas.runs.trainer import Efficiency, LoggerSettings, TrainerSettings
 from mae_nas.search import BilevelSettings, SearchModule
-from mae_nas.spaces import SearchSpace
+from mae_nas.spaces import S0, SearchSpace
 from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 
 Config = Mapping[str, Any]
+Part = TypeVar("Part")
+NODES: Mapping[str, type] = {
+    "data": ImageSource,
+    "space": SearchSpace,
+    "relaxation": Relaxation,
+    "objective": Objective,
+    "decoder": Decoder,
+    "mask": Masking,
+    "trainer": TrainerSettings,
+    "logger": LoggerSettings,
+    "efficiency": Efficiency,
+    "supernet": SupernetSize,
+    "search": BilevelSettings,
+}
+"""Sections of the configuration, each a class with arguments, and what the class must be."""
+OPTIMIZERS: Mapping[str, type] = {
+    "search.weight_optimizer": Optimizer,
+    "search.arch_optimizer": Optimizer,
+}
 MOST_YARDSTICK_VALUES = 2**26
 
 
@@ -54,15 +74,13 @@ class Run:
 
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
-    """Build everything, the cheap parts first: what cannot fit is said before any data is read."""
+    """Read the data and build everything from a checked configuration."""
     settings = build(TrainerSettings, config["trainer"], {}, "trainer")
     efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
     if efficiency.threads != "auto":
         torch.set_num_threads(efficiency.threads)
-    source = build(ImageSource, config["data"], {}, "data")
-    assemble(config, source.known_side() or roomy_side(config), source.known_channels() or 1)
     data = SearchData(
-        source,
+        build(ImageSource, config["data"], {}, "data"),
         config["seed"],
         settings.batch_size,
         settings.accumulate,
@@ -85,30 +103,67 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
 
 
-def assemble(config: Config, side: int, channels: int) -> Parts:
-    """Space, plan, masking, decoder and objective; one ValueError with a line per misfit."""
+def misfits(config: Config, broken: Collection[str]) -> list[str]:
+    """What does not fit together as far as is known before any data is read, a line each.
+
+    Args:
+        config: composed.
+        broken: sections that were found wrong already; the rest is judged as if they were right.
+    """
+    source = Synthetic() if "data" in broken else build(ImageSource, config["data"], {}, "data")
+    # Until the data's is known, a side that patches and strides divide.
+    patch = 8 if "mask" in broken else config["mask"]["patch_size"]
+    side = source.known_side() or 7 * math.lcm(32, patch)
+    try:
+        assemble(config, side, source.known_channels() or 1, broken)
+    except ValueError as error:
+        return str(error).splitlines()
+    return []
+
+
+def assemble(config: Config, side: int, channels: int, broken: Collection[str] = ()) -> Parts:
+    """Space, plan, masking, decoder and objective; one ValueError with a line per misfit.
+
+    Args:
+        config: composed and checked.
+        side: of the images, in pixels.
+        channels: of the images.
+        broken: sections to take the defaults for, so that the others can be judged.
+    """
     problems: list[str] = []
 
-    @contextmanager
-    def collecting(node: str) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            problems.append(prefixed(node, str(error)))
+    def part(section: str, make: Callable[[], Part], default: Callable[[], Part]) -> Part:
+        if section not in broken:
+            try:
+                return make()
+            except ValueError as error:
+                problems.extend(prefixed(section, line) for line in str(error).splitlines())
+        return default()
 
-    space = build(SearchSpace, config["space"], {}, "space")
-    masking = build(Masking, config["mask"], {}, "mask")
-    with collecting("mask"):
+    def made(kind: type[Part], section: str) -> Part:
+        return build(kind, config[section], facts, section)
+
+    def fitting_mask() -> Masking:
+        masking = made(Masking, "mask")
         masking.patches(side)
-    with collecting("supernet"):
-        plan = build(SupernetSize, config["supernet"], {}, "supernet").plan(space, side)
-        facts = {"features": plan.features, "channels": channels, "side": side}
-        facts |= {"masking": masking, "space": space}
-        with collecting("decoder"):
-            decoder = build(Decoder, config["decoder"], facts, "decoder")
-    if problems:
-        raise ValueError("\n".join(problems))
-    objective = build(Objective, config["objective"], {**facts, "decoder": decoder}, "objective")
+        return masking
+
+    facts: dict[str, object] = {"channels": channels, "side": side}
+    space = facts["space"] = part("space", lambda: made(SearchSpace, "space"), S0)
+    masking = facts["masking"] = part("mask", fitting_mask, Masking)
+    plan = part(
+        "supernet",
+        lambda: made(SupernetSize, "supernet").plan(space, side),
+        lambda: plan_backbone(16, 8, stem_for(side)),
+    )
+    features = facts["features"] = plan.features
+    facts["decoder"] = part(
+        "decoder",
+        lambda: made(Decoder, "decoder"),
+        lambda: HierarchicalDecoder(features, channels),
+    )
+    raise_all(problems)
+    objective = made(Objective, "objective")
     is_null_arm = isinstance(objective, Reconstruction) and objective.target == "permuted"
     if is_null_arm and config["trainer"]["accumulate"] > 1:
         raise ValueError(
@@ -116,12 +171,6 @@ def assemble(config: Config, side: int, channels: int) -> Parts:
             "trainer.accumulate=1"
         )
     return Parts(space, plan, masking, objective)
-
-
-def roomy_side(config: Config) -> int:
-    """A side that patches and strides divide, to judge the rest by until the data's is known."""
-    patch = config["mask"]["patch_size"]
-    return 7 * math.lcm(32, patch) if isinstance(patch, int) and patch > 0 else 224
 
 
 def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:

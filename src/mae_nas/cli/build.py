@@ -56,18 +56,24 @@ def build(
         ValueError: the class cannot be found or is no `kind`, or the constructor refuses.
     """
     try:
-        target = import_target(node["_target_"])
+        target = check_kind(kind, import_target(node["_target_"]), node)
         wanted = inspect.signature(target).parameters
         injected = {name: facts[name] for name in facts if name in wanted and name not in node}
-        built = target(**arguments(node), **injected)
+        return target(**arguments(node), **injected)
     except ValueError as error:
-        raise ValueError(prefixed(path, str(error))) from error
+        lines = [prefixed(path, line) for line in str(error).splitlines()]
+        raise ValueError("\n".join(lines)) from error
     except TypeError as error:  # an argument too many, too few or of another type
         raise ValueError(prefixed(path, " ".join(str(error).split()))) from error
-    if not isinstance(built, kind):
-        where = f"{path}._target_".lstrip(".")
-        raise ValueError(f"{where}: {node['_target_']} is not a {_public_name(kind)}")
-    return built
+
+
+def check_kind(
+    kind: type[Built], target: Callable[..., object], node: Mapping[str, object]
+) -> type[Built]:
+    """ValueError unless a node's target is a subclass of `kind`: nothing else is ever called."""
+    if not (inspect.isclass(target) and issubclass(target, kind)):
+        raise ValueError(f"{node['_target_']} is not a {_public_name(kind)}")
+    return target
 
 
 def prefixed(path: str, message: str) -> str:

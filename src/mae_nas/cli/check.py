@@ -11,14 +11,14 @@ from typing import Any, Literal, get_type_hints
 
 from torch import nn, zeros
 
-from mae_nas.cli.build import FACTS, arguments, import_target, prefixed
+from mae_nas.checks import raise_all
+from mae_nas.cli.assemble import NODES, OPTIMIZERS, misfits
+from mae_nas.cli.build import FACTS, arguments, check_kind, import_target, prefixed
 from mae_nas.cli.hints import describe, example, fits
 from mae_nas.cli.spelling import suggest
 
-NODES = ("data", "space", "relaxation", "objective", "decoder", "mask", "trainer", "logger")
-NODES += ("efficiency", "supernet", "search")
-OPTIMIZERS = ("search.weight_optimizer", "search.arch_optimizer")
 TRUSTED = ("mae_nas.", "torch.optim.")
+Target = Callable[..., object]
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -32,10 +32,13 @@ class Root:
     on_collapse: Literal["warn", "stop"]
 
     def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    def _problems(self) -> Iterator[str]:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"name: {self.name!r} is not a folder name (letters, digits, . _ -)")
+            yield f"name: {self.name!r} is not a folder name (letters, digits, . _ -)"
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: {self.seed} is not within 0 and {2**32 - 1}")
+            yield f"seed: {self.seed} is not within 0 and {2**32 - 1}"
 
 
 def check(config: Mapping[str, Any], named: Collection[str] | None = None) -> None:
@@ -49,16 +52,23 @@ def check(config: Mapping[str, Any], named: Collection[str] | None = None) -> No
     """
     nodes = dict(_nodes(config))
     problems = list(_structure_problems(config, nodes))
+    problems += [_refusal(p, n["_target_"]) for p, n in nodes.items() if not _may_import(n, named)]
+    raise_all(problems)  # nothing is imported before every name may be
+    targets: dict[str, Target] = {}
     for path, node in nodes.items():
-        name = str(node["_target_"])
-        if named is not None and name not in named and not name.startswith(TRUSTED):
-            problems.append(_refusal(path, name))
-    if not problems:  # nothing is imported before every name may be
-        root = {key: value for key, value in config.items() if key not in NODES}
-        for path, node in {"": {"_target_": f"{__name__}.Root", **root}, **nodes}.items():
-            problems += _node_problems(path, node, named)
-    if problems:
-        raise ValueError("\n".join(problems))
+        try:
+            targets[path] = _target(path, node, named)
+        except ValueError as error:
+            problems.append(str(error))
+    # Nor is anything built with a part that may not be.
+    broken = {path.partition(".")[0] for path in nodes.keys() - targets.keys()}
+    targets[""], nodes[""] = Root, {k: v for k, v in config.items() if k not in NODES}
+    for path, target in targets.items():
+        section = path.partition(".")[0]
+        found = list(_node_problems(path, nodes[path], target, may_build=section not in broken))
+        problems += found
+        broken |= {section} if found else set()
+    raise_all(dict.fromkeys([*problems, *misfits(config, broken)]))
 
 
 def _nodes(tree: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -93,34 +103,44 @@ def _refusal(path: str, target: str) -> str:
     )
 
 
-def _node_problems(
-    path: str, node: Mapping[str, Any], named: Collection[str] | None
-) -> Iterator[str]:
+def _may_import(node: Mapping[str, Any], named: Collection[str] | None) -> bool:
+    name = str(node["_target_"])
+    return named is None or name in named or name.startswith(TRUSTED)
+
+
+def _target(path: str, node: Mapping[str, Any], named: Collection[str] | None) -> Target:
+    """The node's class; ValueError in one line if there is none such, or it may not be used."""
     try:
         target = import_target(node["_target_"])
         inspect.signature(target)  # ValueError for builtins that have none
+        if path in (*NODES, *OPTIMIZERS):
+            check_kind({**NODES, **OPTIMIZERS}[path], target, node)
     except ValueError as error:
-        yield f"{path}._target_: {error}"
-        return
+        raise ValueError(prefixed(f"{path}._target_", str(error))) from error
     # `mae_nas.x.os.system` begins well and leads elsewhere: what counts is where it was made.
     is_ours = inspect.isclass(target) and f"{target.__module__}.".startswith(TRUSTED)
     if named is not None and node["_target_"] not in named and not is_ours:
-        yield _refusal(path, node["_target_"])
-        return
+        raise ValueError(_refusal(path, node["_target_"]))
+    return target
+
+
+def _node_problems(
+    path: str, node: Mapping[str, Any], target: Target, may_build: bool
+) -> Iterator[str]:
     problems = [*_name_problems(path, node, target), *_value_problems(path, node, target)]
     yield from problems
-    if not problems and (path in OPTIMIZERS or not _missing(node, target)):
+    if may_build and not problems and (path in OPTIMIZERS or not _missing(node, target)):
         weights = [[nn.Parameter(zeros(1))]] if path in OPTIMIZERS else []
         try:  # only constructors know the ranges of their values
             target(*weights, **arguments(node))
-        except (ValueError, TypeError, RuntimeError) as error:
+        except ValueError as error:
+            yield from (prefixed(path, line) for line in str(error).splitlines())
+        except (TypeError, RuntimeError) as error:
             yield prefixed(path, str(error)).splitlines()[0]
 
 
-def _name_problems(
-    path: str, node: Mapping[str, Any], target: Callable[..., object]
-) -> Iterator[str]:
-    name = str(node["_target_"]).rpartition(".")[2]
+def _name_problems(path: str, node: Mapping[str, Any], target: Target) -> Iterator[str]:
+    name = getattr(target, "__name__", str(target))
     facts = FACTS.get(path, frozenset())
     parameters = inspect.signature(target).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -134,7 +154,7 @@ def _name_problems(
                 yield f"{path}.{key}: needed, {name} has no default for it"
 
 
-def _missing(node: Mapping[str, Any], target: Callable[..., object]) -> list[str]:
+def _missing(node: Mapping[str, Any], target: Target) -> list[str]:
     """Arguments that have no default and that the node does not give."""
     return [
         key
@@ -143,9 +163,7 @@ def _missing(node: Mapping[str, Any], target: Callable[..., object]) -> list[str
     ]
 
 
-def _value_problems(
-    path: str, node: Mapping[str, Any], target: Callable[..., object]
-) -> Iterator[str]:
+def _value_problems(path: str, node: Mapping[str, Any], target: Target) -> Iterator[str]:
     try:
         hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError, AttributeError):  # annotations that cannot be resolved pass
