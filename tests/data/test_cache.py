@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mae_nas.data import Folder, ImageStore
-from mae_nas.data.assemble import store_of_arrays
 from mae_nas.data.cache import Cache
+from mae_nas.data.loading import store_of_arrays
 
 
 def same(one: ImageStore, other: ImageStore) -> bool:

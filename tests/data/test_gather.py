@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from mae_nas.data.assemble import store_of_arrays
 from mae_nas.data.gather import (
     Boxes,
     Extents,
@@ -14,6 +13,7 @@ from mae_nas.data.gather import (
     mirror,
     sample_flips,
 )
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.store import ImageStore, Moments
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from mae_nas.batch import Batch
 from mae_nas.data import ImageSource, ImageStore, SearchData, Synthetic
-from mae_nas.data.assemble import store_of_arrays
 from mae_nas.data.gather import Cutter
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.source import Progress
 from mae_nas.data.steps import HostSteps, StepOrder
 from mae_nas.randomness import Purpose, derive_key

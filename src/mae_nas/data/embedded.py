@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mae_nas.data.assemble import store_of_arrays
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.store import ImageStore
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mae_nas.data.assemble import load_files, store_of_arrays
 from mae_nas.data.files import check_folder, is_image, subfolders
+from mae_nas.data.loading import load_files, store_of_arrays
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.store import ImageStore
 
