@@ -22,8 +22,7 @@ def same(one: ImageStore, other: ImageStore) -> bool:
         and one.pixels.dtype == other.pixels.dtype
         and list(one.files) == list(other.files)
         and list(one.skipped) == list(other.skipped)
-        and np.array_equal(one.height, other.height)
-        and np.array_equal(one.width, other.width)
+        and np.array_equal(one.sizes, other.sizes)
         and np.array_equal(one.digests, other.digests)
         and np.array_equal(one.moments.mean, other.moments.mean)
         and np.array_equal(one.moments.std, other.moments.std)

@@ -3,14 +3,12 @@ import pytest
 import torch
 
 from mae_nas.data.gather import (
-    Boxes,
-    Extents,
+    Cutter,
     Normalisation,
-    centre_boxes,
-    crop_boxes,
     gather_host,
     gather_resident,
     mirror,
+    random_corners,
     sample_flips,
 )
 from mae_nas.data.loading import store_of_arrays
@@ -31,43 +29,44 @@ def ragged_store(dtype: str, channels: int = 2) -> ImageStore:
 def test_both_gathers_equal_slices_of_zero_padded_images(dtype: str) -> None:
     store = ragged_store(dtype)
     index = torch.tensor([2, 0, 3, 1, 2, 0])
-    extents = Extents.of(store, CPU).at(index)
-    boxes = crop_boxes(11, index, extents, SIDE, padding=3)
-    host = gather_host(store, index, boxes)
+    sizes, start = torch.from_numpy(store.sizes)[index], torch.from_numpy(store.offset)[index]
+    corners = random_corners(11, index, sizes, SIDE, padding=3)
+    host = gather_host(store, index, corners)
     pixels = torch.from_numpy(store.pixels)
-    resident = gather_resident(pixels, extents, boxes, SIDE, store.black)
+    resident = gather_resident(pixels, start, sizes, corners, SIDE, -store.shift)
     assert torch.equal(host, resident)
     assert host.dtype == pixels.dtype
-    for window, i, top, left in zip(host, index, boxes.top + 3, boxes.left + 3, strict=True):
-        start, shape = store.offset[i], (int(store.height[i]), int(store.width[i]), 2)
-        original = store.pixels[start : start + shape[0] * shape[1]].reshape(shape)
-        padded = np.pad(original.astype(float) + store.shift, ((3, 3), (3, 3), (0, 0)))
+    for window, i, (top, left) in zip(host, index.tolist(), corners + 3, strict=True):
+        padded = np.pad(store[i].astype(float) + store.shift, ((3, 3), (3, 3), (0, 0)))
         expected = padded[top : top + SIDE, left : left + SIDE]
         np.testing.assert_array_equal(window.numpy().astype(float) + store.shift, expected)
 
 
 def test_crops_cover_all_windows_and_depend_on_key_and_index_alone() -> None:
     index = torch.arange(4000)
-    extents = Extents(index * 0, torch.full_like(index, 6), torch.full_like(index, 8))
-    boxes = crop_boxes(7, index, extents, SIDE, padding=1)
-    assert boxes.top.unique().tolist() == [-1, 0, 1, 2]
-    assert boxes.left.unique().tolist() == [-1, 0, 1, 2, 3, 4]
-    counts = torch.bincount((boxes.top + 1) * 6 + boxes.left + 1, minlength=24)
+    sizes = torch.tensor([[6, 8]]).expand(4000, 2)
+    corners = random_corners(7, index, sizes, SIDE, padding=1)
+    top, left = corners.unbind(1)
+    assert top.unique().tolist() == [-1, 0, 1, 2]
+    assert left.unique().tolist() == [-1, 0, 1, 2, 3, 4]
+    counts = torch.bincount((top + 1) * 6 + left + 1, minlength=24)
     assert counts.min() > 110  # of 167 expected: rows and columns are independent
     some = index[[5, 3999, 17]]
-    again = crop_boxes(7, some, Extents(*(x[some] for x in extents)), SIDE, padding=1)
-    assert torch.equal(again.top, boxes.top[some])
-    assert torch.equal(again.left, boxes.left[some])
-    assert not torch.equal(crop_boxes(8, index, extents, SIDE, 1).top, boxes.top)
+    assert torch.equal(random_corners(7, some, sizes[some], SIDE, padding=1), corners[some])
+    assert not torch.equal(random_corners(8, index, sizes, SIDE, padding=1)[:, 0], top)
 
 
 def test_without_room_there_is_one_crop_and_it_is_the_centre() -> None:
-    index = torch.arange(3)
-    extents = Extents(index, torch.full_like(index, 5), torch.tensor([5, 8, 9]))
-    assert crop_boxes(1, index, extents, SIDE, padding=0).top.tolist() == [0, 0, 0]
-    centre = centre_boxes(extents, SIDE)
-    assert centre.top.tolist() == [0, 0, 0]
-    assert centre.left.tolist() == [0, 1, 2]
+    index = torch.arange(4)
+    store = ragged_store("uint8")
+    sizes = torch.from_numpy(store.sizes)
+    corners = random_corners(1, index, sizes, SIDE, padding=0)
+    assert (corners[sizes == SIDE] == 0).all()
+    for resident in (CPU, None):
+        windows = Cutter(store, 0, resident).cut(index, None)
+        for i, (top, left) in enumerate([(0, 2), (1, 0), (0, 0), (0, 0)]):
+            expected = store[i][top : top + SIDE, left : left + SIDE]
+            np.testing.assert_array_equal(windows[i], expected)
 
 
 def test_flips_are_half_and_mirror_columns() -> None:
@@ -83,7 +82,7 @@ def test_flips_are_half_and_mirror_columns() -> None:
 def test_normalised_store_has_mean_zero_and_deviation_one(dtype: torch.dtype) -> None:
     for kind in ("uint8", "uint16", "float32"):
         store = ragged_store(kind, channels=3)
-        normalisation = Normalisation.of(store, CPU, dtype)
+        normalisation = Normalisation(store, CPU, dtype)
         stored = torch.from_numpy(store.pixels)
         image = normalisation.apply(stored.view(1, 1, -1, 3))
         assert image.dtype == dtype
@@ -109,5 +108,4 @@ def test_moments_survive_a_large_mean() -> None:
 
 def test_window_that_misses_its_image_is_black() -> None:
     store = ragged_store("uint16")
-    boxes = Boxes(torch.tensor([-5]), torch.tensor([-5]))
-    assert (gather_host(store, torch.tensor([0]), boxes) == -32768).all()
+    assert (gather_host(store, torch.tensor([0]), torch.tensor([[-5, -5]])) == -32768).all()

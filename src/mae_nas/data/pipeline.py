@@ -76,27 +76,22 @@ class SearchData(LightningDataModule):
         self.load()
 
     def setup(self, stage: str = "fit") -> None:  # noqa: ARG002 - search has one stage
-        """Load the images if they are not."""
         self.load()
 
     @property
     def store(self) -> ImageStore:
-        """All images."""
         return self._loaded_or_raise()[0]
 
     @property
     def split(self) -> Split:
-        """Who trains what."""
         return self._loaded_or_raise()[1]
 
     @property
     def channels(self) -> int:
-        """Channels of every image."""
         return self.store.channels
 
     @property
     def side(self) -> int:
-        """Side of every image in a batch, in pixels."""
         return self.store.side
 
     @property
@@ -117,7 +112,6 @@ class SearchData(LightningDataModule):
 
     @property
     def is_resident(self) -> bool:
-        """Whether the images live on the device."""
         if isinstance(self.resident, bool):
             return self.resident
         return self.store.pixels.nbytes <= _RESIDENT_SHARE * _memory_of(self.device)
@@ -137,16 +131,15 @@ class SearchData(LightningDataModule):
             pin_memory=self.device.type == "cuda" and not self.is_resident,
         )
 
-    def on_after_batch_transfer(
-        self,
-        batch: int | RawStep,
-        dataloader_idx: int,  # noqa: ARG002 - Lightning's signature
-    ) -> dict[str, list[Batch]]:
-        """A step's number or raw windows -> its batches, on the device."""
+    def on_after_batch_transfer(self, batch: int | RawStep, _index: int) -> dict[str, list[Batch]]:
         return self.step_batches(batch)
 
     def step_batches(self, item: int | RawStep) -> dict[str, list[Batch]]:
-        """Micro-batches of a step, under `weights` and `arch`: a pure function of (seed, step)."""
+        """Micro-batches of a step, under `weights` and `arch`: a pure function of (seed, step).
+
+        Args:
+            item: its number, or what a worker prepared of it.
+        """
         return self._maker.step(item, self.accumulate)
 
     def held_out_batches(self) -> Iterator[Batch]:
@@ -161,8 +154,11 @@ class SearchData(LightningDataModule):
 
     def denormalise(self, image: Tensor) -> Tensor:
         """A normalised image (B, C, S, S) as a picture in [0, 1]; 8 bits keep their full range."""
-        low, high = self.store.display_range
-        return ((self._maker.normalisation.invert(image) - low) / (high - low)).clamp(0, 1)
+        low, high = self.store.moments.low, self.store.moments.high
+        if self.store.pixels.dtype == np.uint8:
+            low, high = 0.0, 255.0
+        original = self._maker.normalisation.invert(image)
+        return ((original - low) / (high - low or 1.0)).clamp(0, 1)
 
     def describe(self) -> dict[str, object]:
         """Facts for the summary of a run, in JSON's types."""

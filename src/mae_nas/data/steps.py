@@ -124,7 +124,7 @@ class BatchMaker:
 
     def __init__(self, cutter: Cutter, order: StepOrder, dtype: torch.dtype, flip: bool) -> None:
         self.cutter, self.order, self.flip = cutter, order, flip
-        self.normalisation = Normalisation.of(cutter.store, order.device, dtype)
+        self.normalisation = Normalisation(cutter.store, order.device, dtype)
         labels = cutter.store.labels
         self.labels = None if labels is None else torch.from_numpy(labels).to(order.device)
 
