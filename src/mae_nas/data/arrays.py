@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 MAX_PIXELS = 89_478_485  # per image: Pillow's own limit against decompression bombs
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
 _UINT, _FLOAT = 1, 3  # TIFF sample formats
-_ALPHA = (1, 2)  # TIFF extra samples
+_COLOUR = (2, 5, 6, 8)  # TIFF photometric interpretations: RGB, CMYK, YCbCr, CIELAB
+_ALPHA = [(1,), (2,)]  # TIFF extra samples
 
 # Its remarks on damaged files would reach the terminal; the reason is in the exception.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -32,14 +33,16 @@ class Header:
     channels: int
     dtype: str  # uint8 | uint16 | float32
 
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.channels) < 1:
+            raise UnreadableImageError("an image without pixels")
+        check_size(self.height, self.width)
 
-def check_size(header: Header) -> Header:
-    """Refuse images without pixels and decompression bombs."""
-    if min(header.height, header.width, header.channels) < 1:
-        raise UnreadableImageError("an image without pixels")
-    if header.height * header.width > MAX_PIXELS:
+
+def check_size(height: int, width: int) -> None:
+    """Refuse decompression bombs."""
+    if height * width > MAX_PIXELS:
         raise UnreadableImageError(TOO_LARGE)
-    return header
 
 
 def supported(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -62,9 +65,7 @@ def npy_header(path: Path) -> Header:
 
 def read_npy(file: BytesIO) -> NDArray[np.generic]:
     """H×W, H×W×C or C×H×W of an NPY file -> (H, W, C)."""
-    array = np.load(file, allow_pickle=False)
-    check_size(_header(array.shape, array.dtype))
-    return supported(_channels_last(array))
+    return _pixels(np.load(file, allow_pickle=False))
 
 
 def tiff_header(file: BinaryIO) -> Header | None:
@@ -80,8 +81,8 @@ def read_tiff(file: BytesIO) -> NDArray[np.generic] | None:
         source = _tiff_source(tiff)
         if source is None:
             return None
-        check_size(_header(source.shape, source.dtype))
-        return supported(_channels_last(source.asarray()))
+        _header(source.shape, source.dtype)  # or why it cannot be used, before it is decoded
+        return _pixels(source.asarray())
 
 
 def _tiff_source(tiff: tifffile.TiffFile) -> tifffile.TiffPage | tifffile.TiffPageSeries | None:
@@ -96,10 +97,8 @@ def _suits_pillow(page: tifffile.TiffPage) -> bool:
     samples, bits, kind = page.samplesperpixel, page.bitspersample, page.sampleformat
     if samples == 1:
         return (bits <= 16 and kind == _UINT and bits != 12) or (bits == 32 and kind == _FLOAT)
-    photometric = tifffile.PHOTOMETRIC
-    colour = (photometric.RGB, photometric.SEPARATED, photometric.YCBCR, photometric.CIELAB)
-    is_colour = samples in (3, 4) and page.photometric in colour
-    is_grey_alpha = samples == 2 and page.extrasamples[:1] in [(alpha,) for alpha in _ALPHA]
+    is_colour = samples in (3, 4) and page.photometric in _COLOUR
+    is_grey_alpha = samples == 2 and page.extrasamples[:1] in _ALPHA
     return bits == 8 and (is_colour or is_grey_alpha)
 
 
@@ -114,9 +113,10 @@ def _header(shape: tuple[int, ...], dtype: np.dtype | None) -> Header:
     return Header(height, width, channels, names.get(dtype.name, "float32"))
 
 
-def _channels_last(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def _pixels(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    _header(array.shape, array.dtype)
     array = array.reshape((*array.shape, 1)[:3])
-    return np.ascontiguousarray(array.transpose(_axes(array.shape)))
+    return supported(np.ascontiguousarray(array.transpose(_axes(array.shape))))
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[int, int, int]:

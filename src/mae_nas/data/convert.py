@@ -62,7 +62,7 @@ def resize(array: NDArray[np.generic], side: int) -> NDArray[np.generic]:
     if min(height, width) == side:
         return array
     height, width = scaled_size(height, width, side)
-    check_size(Header(height, width, channels, array.dtype.name))
+    check_size(height, width)
     scaled = np.empty((height, width, channels), array.dtype)
     for channel in range(channels):
         plane = array[..., channel]
