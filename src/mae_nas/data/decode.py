@@ -16,8 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 from mae_nas.data import arrays
 from mae_nas.data.arrays import Header, UnreadableImageError
 
-_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Pillow reads colour PNG of 16 bits as 8 bits; channels by colour type, without alpha.
 _DEEP_PNG = {2: 3, 4: 1, 6: 3}
 _GREY = ("1", "L", "LA", "La")
@@ -36,12 +35,9 @@ def read_header(path: Path) -> Header:
         file.seek(0)
         if not start:
             raise UnreadableImageError("empty file")
-        if start.startswith(_NPY):
-            return arrays.npy_header(path)
-        header = arrays.tiff_header(file) if start.startswith(_TIFF) else None
-        file.seek(0)
-        if header is not None:
-            return header
+        array = arrays.find_array(file)
+        if array is not None:
+            return arrays.header_of(array)
         with Image.open(file) as image:
             return _pillow_header(image, start)
 
@@ -57,12 +53,11 @@ def decode(content: bytes) -> NDArray[np.generic]:
     with _reasons():
         if not content:
             raise UnreadableImageError("empty file")
-        if content.startswith(_NPY):
-            return arrays.read_npy(BytesIO(content))
-        array = arrays.read_tiff(BytesIO(content)) if content.startswith(_TIFF) else None
+        file = BytesIO(content)
+        array = arrays.find_array(file)
         if array is not None:
-            return array
-        with Image.open(BytesIO(content)) as image:
+            return arrays.pixels_of(array)
+        with Image.open(file) as image:
             header = _pillow_header(image, content)
             if _deep_png_channels(content):
                 return _read_deep_png(content)

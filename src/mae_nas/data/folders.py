@@ -41,11 +41,9 @@ class Folder(ImageSource):
             )
 
     def known_channels(self) -> int | None:
-        """The channels if they are set by hand."""
         return None if self.channels == "auto" else self.channels
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """Decode all readable files, or read the cache."""
         root = Path(self.root).expanduser()
         return load_files(root, self.side, self.channels, self.cache, on_progress)
 
@@ -74,19 +72,13 @@ class ImageNet(ImageSource):
             raise ValueError(f"data.fraction: {self.fraction} is not in (0, 1]")
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """Decode the chosen files, or read the cache, with labels."""
-        side = self.known_side() or 224
-        folder = self._folder()
-        store = load_files(folder, side, 3, self.cache, on_progress, self.fraction)
-        return store.labelled_by_folder()
-
-    def _folder(self) -> Path:
-        root = Path(self.root).expanduser()
+        root, side = Path(self.root).expanduser(), self.known_side() or 224
         check_folder(root)
         for folder in (root / place for place in _PLACES):
             classes = subfolders(folder)
-            if classes and all(_holds_images(folder / name) for name in classes):
-                return folder
+            if classes and all(_holds_images(folder) for folder in classes):
+                store = load_files(folder, side, 3, self.cache, on_progress, self.fraction)
+                return store.labelled_by_folder()
         raise FileNotFoundError(
             f"data.root: no class folders of images in {root}: looked in {', '.join(_PLACES)}"
         )
@@ -119,7 +111,6 @@ class Cifar(ImageSource):
     classes: ClassVar[int]
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """Read the published files, or decode the class folders, with labels."""
         root, side = Path(self.root).expanduser(), self.known_side() or 32
         places = (root, root / self.name)
         for place in places:
