@@ -65,8 +65,11 @@ def find_array(file: BinaryIO) -> StoredArray | None:
 
     Of a TIFF file, the stack if it declares one, else the first page.
     """
+    file.seek(0)
     start = file.read(8)
     file.seek(0)
+    if not start:
+        raise UnreadableImageError("empty file")
     if start.startswith(_NPY):
         if isinstance(file, BytesIO):
             return np.load(file, allow_pickle=False)

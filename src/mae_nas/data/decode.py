@@ -3,7 +3,6 @@
 Grey, palette, CMYK and images with transparency become grey or RGB here; bit depth survives.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,9 +31,6 @@ def read_header(path: Path) -> Header:
         raise UnreadableImageError("a broken link or not a regular file")
     with _reasons(), path.open("rb") as file:
         start = file.read(32)
-        file.seek(0)
-        if not start:
-            raise UnreadableImageError("empty file")
         array = arrays.find_array(file)
         if array is not None:
             return arrays.header_of(array)
@@ -51,8 +47,6 @@ def decode(content: bytes) -> NDArray[np.generic]:
         UnreadableImageError: with the reason in a few words.
     """
     with _reasons():
-        if not content:
-            raise UnreadableImageError("empty file")
         file = BytesIO(content)
         array = arrays.find_array(file)
         if array is not None:
@@ -62,17 +56,6 @@ def decode(content: bytes) -> NDArray[np.generic]:
             if _deep_png_channels(content):
                 return _read_deep_png(content)
             return _pixels(ImageOps.exif_transpose(image), header)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings of decoders off the terminal: what matters becomes a reason.
-
-    Filters belong to the whole process, so this wraps the threads that decode, not each file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Images that need no file of the user's: digits, photographs and synthetic patterns."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -18,8 +17,8 @@ class Digits(ImageSource):
 
     flip: bool = False
 
-    natural_side: ClassVar[int | None] = 32
-    natural_channels: ClassVar[int | None] = 1
+    natural_side = 32
+    natural_channels = 1
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:  # noqa: ARG002 - no files
         from sklearn.datasets import load_digits  # a second to import
@@ -40,8 +39,8 @@ class Photos(ImageSource):
 
     group: str = "parent"
 
-    natural_side: ClassVar[int | None] = 32
-    natural_channels: ClassVar[int | None] = 3
+    natural_side = 32
+    natural_channels = 3
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:  # noqa: ARG002 - no files
         """Cut all tiles; a name is photograph/band/tile."""
@@ -75,7 +74,7 @@ class Synthetic(ImageSource):
     images: int = 256
     channels: int = 3
 
-    natural_side: ClassVar[int | None] = 32
+    natural_side = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,8 +63,8 @@ class ImageNet(ImageSource):
     fraction: float = 1.0
     cache: str | None = "auto"
 
-    natural_side: ClassVar[int | None] = 224
-    natural_channels: ClassVar[int | None] = 3
+    natural_side = 224
+    natural_channels = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,8 +104,8 @@ class Cifar(ImageSource):
     cache: str | None = "auto"
     crop_padding: int = 4
 
-    natural_side: ClassVar[int | None] = 32
-    natural_channels: ClassVar[int | None] = 3
+    natural_side = 32
+    natural_channels = 3
     name: ClassVar[str]
     archive: ClassVar[str]  # torchvision's folder
     classes: ClassVar[int]
@@ -134,8 +134,8 @@ class Cifar(ImageSource):
 
         read = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
         try:
-            with warnings.catch_warnings():  # NumPy remarks on the age of the published pickles
-                warnings.simplefilter("ignore")
+            # NumPy remarks on the age of the published pickles.
+            with warnings.catch_warnings(action="ignore"):
                 # Their checksums are compared before anything is unpickled.
                 images = read(str(root), train=True, download=download)
         except (RuntimeError, OSError) as error:
@@ -150,15 +150,15 @@ class Cifar(ImageSource):
 class Cifar10(Cifar):
     """CIFAR-10: 50,000 training images, 32×32, RGB."""
 
-    name: ClassVar[str] = "cifar10"
-    archive: ClassVar[str] = "cifar-10-batches-py"
-    classes: ClassVar[int] = 10
+    name = "cifar10"
+    archive = "cifar-10-batches-py"
+    classes = 10
 
 
 @dataclass(kw_only=True)
 class Cifar100(Cifar):
     """CIFAR-100: 50,000 training images, 32×32, RGB."""
 
-    name: ClassVar[str] = "cifar100"
-    archive: ClassVar[str] = "cifar-100-python"
-    classes: ClassVar[int] = 100
+    name = "cifar100"
+    archive = "cifar-100-python"
+    classes = 100

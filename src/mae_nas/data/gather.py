@@ -24,44 +24,6 @@ def random_corners(key: int, index: Tensor, sizes: Tensor, side: int, padding: i
     return torch.stack([top, left], 1) - padding
 
 
-def sample_flips(key: int, index: Tensor) -> Tensor:
-    """Which images are mirrored, half of them on average: bool, (B,)."""
-    return integers_below(2, fold(fold(key, index), Purpose.FLIP)) == 1
-
-
-def gather_resident(
-    pixels: Tensor, start: Tensor, sizes: Tensor, corners: Tensor, side: int, black: int
-) -> Tensor:
-    """Cut windows from a table on the device, as one flat gather without synchronisation.
-
-    Shapes:
-        pixels: (P, C); start, of images in the table: (B,); sizes, corners: (B, 2)
-        ->  (B, S, S, C), as stored.
-    """
-    span = torch.arange(side, device=pixels.device)
-    rows, columns = (corners[:, 0, None] + span)[:, :, None], (corners[:, 1, None] + span)[:, None]
-    start, height, width = (x[:, None, None] for x in (start, *sizes.unbind(1)))
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    address = (start + rows * width + columns).where(inside, start)
-    windows = pixels.index_select(0, address.flatten()).view(*address.shape, pixels.shape[1])
-    return windows.masked_fill(~inside[..., None], black)
-
-
-def gather_host(store: ImageStore, index: Tensor, corners: Tensor) -> Tensor:
-    """Cut windows from the host's memory, image by image, for workers: (B, S, S, C)."""
-    side = store.side
-    shape = (len(index), side, side, store.channels)
-    windows = np.full(shape, -store.shift, dtype=store.pixels.dtype)
-    for window, i, (top, left) in zip(windows, index.tolist(), corners.tolist(), strict=True):
-        image = store[i]
-        rows = slice(max(top, 0), min(top + side, len(image)))
-        columns = slice(max(left, 0), min(left + side, image.shape[1]))
-        window[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = (
-            image[rows, columns]
-        )
-    return torch.from_numpy(windows)
-
-
 class Cutter:
     """Cuts windows with equal results from a table on a device, or from the host's memory map.
 
@@ -79,16 +41,41 @@ class Cutter:
 
     def cut(self, index: Tensor, key: int | None) -> Tensor:
         """Random windows by `key`, or without one the centres: (B, S, S, C), as stored."""
-        index, side = index.to(self.device), self.store.side
-        sizes = self.sizes[index]
+        index = index.to(self.device)
+        sizes, side = self.sizes[index], self.store.side
         if key is None:
             corners = (sizes - side) // 2
         else:
             corners = random_corners(key, index, sizes, side, self.padding)
         if self.pixels is None:
-            return gather_host(self.store, index, corners)
-        start, black = self.offset[index], -self.store.shift
-        return gather_resident(self.pixels, start, sizes, corners, side, black)
+            return self._gather_host(index, corners)
+        return self._gather_resident(self.pixels, index, corners)
+
+    def _gather_host(self, index: Tensor, corners: Tensor) -> Tensor:
+        """Image by image, for workers."""
+        side = self.store.side
+        shape = (len(index), side, side, self.store.channels)
+        windows = np.full(shape, -self.store.shift, dtype=self.store.pixels.dtype)
+        for window, i, (top, left) in zip(windows, index.tolist(), corners.tolist(), strict=True):
+            image = self.store[i]
+            upper, lower = max(top, 0), min(top + side, len(image))
+            first, last = max(left, 0), min(left + side, image.shape[1])
+            inside = window[upper - top : lower - top, first - left : last - left]
+            inside[:] = image[upper:lower, first:last]
+        return torch.from_numpy(windows)
+
+    def _gather_resident(self, pixels: Tensor, index: Tensor, corners: Tensor) -> Tensor:
+        """One flat gather from the table (P, C), without synchronisation."""
+        span = torch.arange(self.store.side, device=pixels.device)
+        top, left, start, height, width = (
+            x[:, None, None]
+            for x in (*corners.unbind(1), self.offset[index], *self.sizes[index].unbind(1))
+        )
+        rows, columns = top + span[:, None], left + span
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        address = (start + rows * width + columns).where(inside, start)
+        windows = pixels.index_select(0, address.flatten()).view(*address.shape, -1)
+        return windows.masked_fill(~inside[..., None], -self.store.shift)
 
 
 class Normalisation:
@@ -109,6 +96,7 @@ class Normalisation:
         return image * self.std[:, None, None] + self.mean[:, None, None]
 
 
-def mirror(windows: Tensor, flips: Tensor) -> Tensor:
-    """Mirror the windows (B, S, S, C) for which `flips` (B,) is true."""
+def mirror_half(windows: Tensor, key: int, index: Tensor) -> Tensor:
+    """Mirror windows (B, S, S, C), half of them on average: a pure function of (key, index)."""
+    flips = integers_below(2, fold(fold(key, index), Purpose.FLIP)) == 1
     return torch.where(flips[:, None, None, None], windows.flip(2), windows)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from mae_nas.data import convert
 from mae_nas.data.arrays import UnreadableImageError
 from mae_nas.data.cache import Cache
-from mae_nas.data.decode import decode, quiet, read_header
+from mae_nas.data.decode import decode, read_header
 from mae_nas.data.files import find_images, take_fraction
 from mae_nas.data.source import Progress
 from mae_nas.data.store import ImageStore, Moments, map_pixels
@@ -52,7 +53,9 @@ def load_files(
     place = Cache.at(cache, root, names, f"{side} {channels}")
     store = None if place is None else place.read()
     if store is None:
-        with quiet(), ThreadPoolExecutor(cpu_count()) as pool:
+        # What decoders warn of matters only if it becomes a reason. Filters belong to the whole
+        # process, so they are set around the threads, not for each file.
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(cpu_count()) as pool:
             job = _Decoding(root, names, pool, on_progress or (lambda _done, _total: None))
             expected = job.read_headers(side, channels)
             store = job.run(io.BytesIO()) if place is None else place.write(expected, job.run)

@@ -96,7 +96,6 @@ class SearchData(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of the weight half."""
         return len(self.split.weights) // self.batch_size
 
     @property
@@ -118,17 +117,18 @@ class SearchData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[int | RawStep]:
         """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
-        dataset = ResidentSteps()
-        if not self.is_resident:
-            order = StepOrder(self.split, self.seed, self.batch_size)
-            dataset = HostSteps(self._cutter(), order)
+        is_resident = self.is_resident
+        automatic = 0 if is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
+        order = StepOrder(self.split, self.seed, self.batch_size)
         return DataLoader(
-            dataset,
+            ResidentSteps() if is_resident else HostSteps(self._cutter(), order),
             batch_size=None,
-            sampler=StepSampler(self.steps_per_epoch, self._current_step),
-            num_workers=self._worker_count(),
+            sampler=StepSampler(
+                self.steps_per_epoch, lambda: self.trainer.global_step if self.trainer else 0
+            ),
+            num_workers=self.workers if isinstance(self.workers, int) else automatic,
             worker_init_fn=_ignore_signals,
-            pin_memory=self.device.type == "cuda" and not self.is_resident,
+            pin_memory=self.device.type == "cuda" and not is_resident,
         )
 
     def on_after_batch_transfer(self, batch: int | RawStep, _index: int) -> dict[str, list[Batch]]:
@@ -183,14 +183,6 @@ class SearchData(LightningDataModule):
             raise RuntimeError("SearchData is empty: call setup() first")
         return self._loaded
 
-    def _current_step(self) -> int:
-        return self.trainer.global_step if self.trainer else 0
-
-    def _worker_count(self) -> int:
-        if isinstance(self.workers, int):
-            return self.workers
-        return 0 if self.is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
-
     def _cutter(self) -> Cutter:
         resident = self.device if self.is_resident else None
         return Cutter(self.store, self.source.crop_padding, resident)
@@ -200,8 +192,8 @@ class SearchData(LightningDataModule):
         where = self.device, self.dtype
         if where not in self._makers:
             order = StepOrder(self.split, self.seed, self.batch_size, self.device)
-            flip = self.source.flip
-            self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, flip)
+            maker = BatchMaker(self._cutter(), order, self.dtype, self.source.flip)
+            self._makers[where] = maker
         return self._makers[where]
 
 
