@@ -17,18 +17,22 @@ def ragged_store(dtype: str, channels: int = 2) -> ImageStore:
     return store_of_arrays(images, [f"{i}" for i in range(4)], SIDE)
 
 
+@pytest.mark.parametrize("padding", [3, 12])  # windows of 12 may miss their image
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_both_gathers_equal_slices_of_zero_padded_images(dtype: str) -> None:
+def test_both_gathers_equal_slices_of_zero_padded_images(dtype: str, padding: int) -> None:
     store = ragged_store(dtype)
     index = torch.tensor([2, 0, 3, 1, 2, 0])
-    host, resident = (Cutter(store, 3, device).cut(index, 11) for device in (None, CPU))
+    host, resident = (Cutter(store, padding, device).cut(index, 11) for device in (None, CPU))
     assert torch.equal(host, resident)
     assert host.numpy().dtype == store.pixels.dtype
-    corners = random_corners(11, index, torch.from_numpy(store.sizes)[index], SIDE, padding=3)
-    for window, i, (top, left) in zip(host, index.tolist(), corners + 3, strict=True):
-        padded = np.pad(store[i].astype(float) + store.shift, ((3, 3), (3, 3), (0, 0)))
+    corners = random_corners(11, index, torch.from_numpy(store.sizes)[index], SIDE, padding)
+    for window, i, (top, left) in zip(host, index.tolist(), corners + padding, strict=True):
+        padded = np.pad(
+            store[i].astype(float) + store.shift, ((padding, padding), (padding, padding), (0, 0))
+        )
         expected = padded[top : top + SIDE, left : left + SIDE]
         np.testing.assert_array_equal(window.numpy().astype(float) + store.shift, expected)
+    assert (host == -store.shift).flatten(1).all(1).any() == (padding > SIDE)  # black windows
 
 
 def test_crops_cover_all_windows_and_depend_on_key_and_index_alone() -> None:

@@ -57,11 +57,11 @@ class Cutter:
         shape = (len(index), side, side, self.store.channels)
         windows = np.full(shape, -self.store.shift, dtype=self.store.pixels.dtype)
         for window, i, (top, left) in zip(windows, index.tolist(), corners.tolist(), strict=True):
-            image = self.store[i]
-            upper, lower = max(top, 0), min(top + side, len(image))
-            first, last = max(left, 0), min(left + side, image.shape[1])
-            inside = window[upper - top : lower - top, first - left : last - left]
-            inside[:] = image[upper:lower, first:last]
+            part = self.store[i][
+                max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)
+            ]
+            inside = window[max(-top, 0) :, max(-left, 0) :]
+            inside[: part.shape[0], : part.shape[1]] = part
         return torch.from_numpy(windows)
 
     def _gather_resident(self, pixels: Tensor, index: Tensor, corners: Tensor) -> Tensor:
