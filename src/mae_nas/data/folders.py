@@ -142,8 +142,7 @@ class Cifar(ImageSource):
             what = "cannot be downloaded" if download else "is damaged: delete it"
             raise OSError(f"data.root: {self.name} in {root} {what}: {error}") from error
         names = [f"{i:05d}" for i in range(len(images.data))]
-        labels = np.array(images.targets, np.int64)
-        return store_of_arrays(images.data, names, side, labels)
+        return store_of_arrays(images.data, names, side, np.array(images.targets, np.int64))
 
 
 @dataclass(kw_only=True)

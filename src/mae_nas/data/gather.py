@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae_nas.data.store import ImageStore
+from mae_nas.data.store import ImageStore, shift_of
 from mae_nas.randomness import Purpose, fold, integers_below
 
 
@@ -55,11 +55,10 @@ class Cutter:
         """Image by image, for workers."""
         side = self.store.side
         shape = (len(index), side, side, self.store.channels)
-        windows = np.full(shape, -self.store.shift, dtype=self.store.pixels.dtype)
+        windows = np.full(shape, -shift_of(self.store.pixels), dtype=self.store.pixels.dtype)
         for window, i, (top, left) in zip(windows, index.tolist(), corners.tolist(), strict=True):
-            part = self.store[i][
-                max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)
-            ]
+            rows, columns = (slice(max(start, 0), max(start + side, 0)) for start in (top, left))
+            part = self.store[i][rows, columns]
             inside = window[max(-top, 0) :, max(-left, 0) :]
             inside[: part.shape[0], : part.shape[1]] = part
         return torch.from_numpy(windows)
@@ -75,14 +74,14 @@ class Cutter:
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         address = (start + rows * width + columns).where(inside, start)
         windows = pixels.index_select(0, address.flatten()).view(*address.shape, -1)
-        return windows.masked_fill(~inside[..., None], -self.store.shift)
+        return windows.masked_fill(~inside[..., None], -shift_of(self.store.pixels))
 
 
 class Normalisation:
     """(stored + shift − mean) / std per channel, on a device, in a dtype."""
 
     def __init__(self, store: ImageStore, device: torch.device, dtype: torch.dtype) -> None:
-        self.shift = store.shift
+        self.shift = shift_of(store.pixels)
         self.mean = torch.from_numpy(store.moments.mean).to(device, dtype)
         self.std = torch.from_numpy(store.moments.std).to(device, dtype)
 

@@ -113,7 +113,10 @@ class SearchData(LightningDataModule):
     def is_resident(self) -> bool:
         if isinstance(self.resident, bool):
             return self.resident
-        return self.store.pixels.nbytes <= _RESIDENT_SHARE * _memory_of(self.device)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.device.type == "cuda":
+            memory = torch.cuda.mem_get_info(self.device)[1]
+        return self.store.pixels.nbytes <= _RESIDENT_SHARE * memory
 
     def train_dataloader(self) -> DataLoader[int | RawStep]:
         """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
@@ -135,11 +138,7 @@ class SearchData(LightningDataModule):
         return self.step_batches(batch)
 
     def step_batches(self, item: int | RawStep) -> dict[str, list[Batch]]:
-        """Micro-batches of a step, under `weights` and `arch`: a pure function of (seed, step).
-
-        Args:
-            item: its number, or what a worker prepared of it.
-        """
+        """Micro-batches of a step, under `weights` and `arch`: a pure function of (seed, step)."""
         return self._maker.step(item, self.accumulate)
 
     def held_out_batches(self) -> Iterator[Batch]:
@@ -149,7 +148,6 @@ class SearchData(LightningDataModule):
             yield self._maker.held_out(part)
 
     def preview(self, count: int) -> Batch:
-        """The first held-out images, for pictures."""
         return self._maker.held_out(self.split.held_out[:count])
 
     def denormalise(self, image: Tensor) -> Tensor:
@@ -192,8 +190,7 @@ class SearchData(LightningDataModule):
         where = self.device, self.dtype
         if where not in self._makers:
             order = StepOrder(self.split, self.seed, self.batch_size, self.device)
-            maker = BatchMaker(self._cutter(), order, self.dtype, self.source.flip)
-            self._makers[where] = maker
+            self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, self.source.flip)
         return self._makers[where]
 
 
@@ -211,9 +208,3 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch would complain of their end
     for worker in workers:
         worker.kill()
-
-
-def _memory_of(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

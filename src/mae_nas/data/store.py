@@ -43,13 +43,14 @@ class Moments:
         return cls(mean, std, low, high)
 
 
-def _shift_of(pixels: NDArray[np.generic]) -> int:
+def shift_of(pixels: NDArray[np.generic]) -> int:
+    """Original values minus stored ones; what pads windows is 0 in original units."""
     return SHIFT if pixels.dtype == np.int16 else 0
 
 
 def _chunks(pixels: NDArray[np.generic]) -> Iterator[NDArray[np.float64]]:
     for start in range(0, len(pixels), _CHUNK):
-        yield pixels[start : start + _CHUNK].astype(np.float64) + _shift_of(pixels)
+        yield pixels[start : start + _CHUNK].astype(np.float64) + shift_of(pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +107,6 @@ class ImageStore:
     @property
     def channels(self) -> int:
         return self.pixels.shape[1]
-
-    @property
-    def shift(self) -> int:
-        """Original value minus stored value; what pads windows is 0 in original units."""
-        return _shift_of(self.pixels)
 
     @functools.cached_property
     def offset(self) -> NDArray[np.int64]:
