@@ -87,9 +87,9 @@ def test_source_keeps_its_promises(name: str, images: Path) -> None:
     store, split = data.store, data.split
     assert source.known_side() in (None, store.side)
     assert source.known_channels() in (None, store.channels)
-    assert len(store.files) == len(set(store.files)) == len(store.height) == len(store.digests)
-    assert min(store.height.min(), store.width.min()) == store.side
-    assert len(store.pixels) == (store.height * store.width).sum()
+    assert len(store.files) == len(set(store.files)) == len(store.sizes) == len(store.digests)
+    assert store.sizes.min() == store.side
+    assert len(store.pixels) == store.sizes.prod(axis=1).sum()
     parts = np.concatenate([split.weights, split.architecture, split.held_out])
     assert sorted(parts.tolist()) == list(range(len(store)))
     batches = data.step_batches(1)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mae_nas.data import Folder, ImageStore
-from mae_nas.data.assemble import store_of_arrays
 from mae_nas.data.cache import Cache
+from mae_nas.data.loading import store_of_arrays
 
 
 def same(one: ImageStore, other: ImageStore) -> bool:
@@ -22,8 +22,7 @@ def same(one: ImageStore, other: ImageStore) -> bool:
         and one.pixels.dtype == other.pixels.dtype
         and list(one.files) == list(other.files)
         and list(one.skipped) == list(other.skipped)
-        and np.array_equal(one.height, other.height)
-        and np.array_equal(one.width, other.width)
+        and np.array_equal(one.sizes, other.sizes)
         and np.array_equal(one.digests, other.digests)
         and np.array_equal(one.moments.mean, other.moments.mean)
         and np.array_equal(one.moments.std, other.moments.std)

@@ -15,9 +15,7 @@ from mae_nas.data.files import find_images
 
 
 def image_of(store: ImageStore, name: str) -> NDArray[np.generic]:
-    i = list(store.files).index(name)
-    start, shape = store.offset[i], (store.height[i], store.width[i], store.channels)
-    return store.pixels[start : start + shape[0] * shape[1]].reshape(shape)
+    return store[list(store.files).index(name)]
 
 
 def test_files_are_found_in_natural_order_without_hidden_ones(tmp_path: Path) -> None:
@@ -136,8 +134,7 @@ def test_grey_folder_has_one_channel_and_its_own_statistics(save: Callable[..., 
     store = Folder(root=str(roots[0]), side=5).load()
     everything = np.concatenate([array.flatten() for array in (arrays[0], arrays[1])]).astype(float)
     assert store.channels == 1
-    assert store.height.tolist() == [5, 6]
-    assert store.width.tolist() == [9, 5]
+    assert store.sizes.tolist() == [[5, 9], [6, 5]]
     np.testing.assert_allclose(store.moments.mean, [everything.mean()])
     np.testing.assert_allclose(store.moments.std, [everything.std()])
     assert (store.moments.low, store.moments.high) == (10, 40)

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from mae_nas.batch import Batch
 from mae_nas.data import ImageSource, ImageStore, SearchData, Synthetic
-from mae_nas.data.assemble import store_of_arrays
 from mae_nas.data.gather import Cutter
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.source import Progress
 from mae_nas.data.steps import HostSteps, StepOrder
 from mae_nas.randomness import Purpose, derive_key
@@ -177,10 +177,8 @@ def test_held_out_images_are_centred_and_never_mirrored() -> None:
     store = data.store
     for batch in batches:
         for image, i in zip(batch.image, batch.index.tolist(), strict=True):
-            height, width, start = int(store.height[i]), int(store.width[i]), store.offset[i]
-            full = store.pixels[start : start + height * width].reshape(height, width, 2)
-            top, left = (height - 5) // 2, (width - 5) // 2
-            raw = full[top : top + 5, left : left + 5].astype(float) + 32768
+            top, left = (store.sizes[i] - 5) // 2
+            raw = store[i][top : top + 5, left : left + 5].astype(float) + 32768
             expected = (raw - store.moments.mean) / store.moments.std
             np.testing.assert_allclose(image.permute(1, 2, 0), expected, atol=1e-5)
     assert torch.equal(data.preview(2).image, batches[0].image[:2])

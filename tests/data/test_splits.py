@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mae_nas.data import Split, Synthetic
-from mae_nas.data.assemble import store_of_arrays
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.splits import group_images, split_images
 from mae_nas.data.store import ImageStore
 

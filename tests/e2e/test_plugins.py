@@ -75,7 +75,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mae_nas.data import ImageSource
-from mae_nas.data.assemble import store_of_arrays
+from mae_nas.data.loading import store_of_arrays
 
 
 @dataclass(kw_only=True)

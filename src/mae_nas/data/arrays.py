@@ -3,7 +3,6 @@
 import logging
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -12,8 +11,13 @@ from numpy.typing import NDArray
 
 MAX_PIXELS = 89_478_485  # per image: Pillow's own limit against decompression bombs
 TOO_LARGE = f"more than {MAX_PIXELS:,} pixels"
+_NPY = b"\x93NUMPY"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UINT, _FLOAT = 1, 3  # TIFF sample formats
-_ALPHA = (1, 2)  # TIFF extra samples
+_COLOUR = (2, 5, 6, 8)  # TIFF photometric interpretations: RGB, CMYK, YCbCr, CIELAB
+_ALPHA = [(1,), (2,)]  # TIFF extra samples
+
+StoredArray = NDArray[np.generic] | tifffile.TiffPage | tifffile.TiffPageSeries
 
 # Its remarks on damaged files would reach the terminal; the reason is in the exception.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -32,14 +36,16 @@ class Header:
     channels: int
     dtype: str  # uint8 | uint16 | float32
 
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.channels) < 1:
+            raise UnreadableImageError("an image without pixels")
+        check_size(self.height, self.width)
 
-def check_size(header: Header) -> Header:
-    """Refuse images without pixels and decompression bombs."""
-    if min(header.height, header.width, header.channels) < 1:
-        raise UnreadableImageError("an image without pixels")
-    if header.height * header.width > MAX_PIXELS:
+
+def check_size(height: int, width: int) -> None:
+    """Refuse decompression bombs."""
+    if height * width > MAX_PIXELS:
         raise UnreadableImageError(TOO_LARGE)
-    return header
 
 
 def supported(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -54,41 +60,27 @@ def supported(array: NDArray[np.generic]) -> NDArray[np.generic]:
     return array
 
 
-def npy_header(path: Path) -> Header:
-    """Header of an NPY file; the file is mapped, not read."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return _header(array.shape, array.dtype)
+def find_array(file: BinaryIO) -> StoredArray | None:
+    """The array of an NPY or TIFF file, to be decoded; None if Pillow reads it without loss.
 
-
-def read_npy(file: BytesIO) -> NDArray[np.generic]:
-    """H×W, H×W×C or C×H×W of an NPY file -> (H, W, C)."""
-    array = np.load(file, allow_pickle=False)
-    check_size(_header(array.shape, array.dtype))
-    return supported(_channels_last(array))
-
-
-def tiff_header(file: BinaryIO) -> Header | None:
-    """Header of a TIFF file, or None if Pillow reads it without loss."""
-    with tifffile.TiffFile(file) as tiff:
-        source = _tiff_source(tiff)
-        return None if source is None else _header(source.shape, source.dtype)
-
-
-def read_tiff(file: BytesIO) -> NDArray[np.generic] | None:
-    """Pixels of a TIFF file, (H, W, C), or None if Pillow reads it without loss."""
-    with tifffile.TiffFile(file) as tiff:
-        source = _tiff_source(tiff)
-        if source is None:
-            return None
-        check_size(_header(source.shape, source.dtype))
-        return supported(_channels_last(source.asarray()))
-
-
-def _tiff_source(tiff: tifffile.TiffFile) -> tifffile.TiffPage | tifffile.TiffPageSeries | None:
-    """The stack if the file declares one, else the first page; None if Pillow may read it."""
-    page = tiff.pages.first
+    Of a TIFF file, the stack if it declares one, else the first page.
+    """
+    file.seek(0)
+    start = file.read(8)
+    file.seek(0)
+    if not start:
+        raise UnreadableImageError("empty file")
+    if start.startswith(_NPY):
+        if isinstance(file, BytesIO):
+            return np.load(file, allow_pickle=False)
+        return np.load(file.name, mmap_mode="r", allow_pickle=False)
+    if not start.startswith(_TIFF):
+        return None
+    tiff = tifffile.TiffFile(file)
     if len(tiff.pages) > 1 and (tiff.is_shaped or tiff.is_imagej or tiff.is_ome):
         return tiff.series[0]
+    page = tiff.pages.first
+    file.seek(0)
     return None if _suits_pillow(page) else page
 
 
@@ -96,14 +88,14 @@ def _suits_pillow(page: tifffile.TiffPage) -> bool:
     samples, bits, kind = page.samplesperpixel, page.bitspersample, page.sampleformat
     if samples == 1:
         return (bits <= 16 and kind == _UINT and bits != 12) or (bits == 32 and kind == _FLOAT)
-    photometric = tifffile.PHOTOMETRIC
-    colour = (photometric.RGB, photometric.SEPARATED, photometric.YCBCR, photometric.CIELAB)
-    is_colour = samples in (3, 4) and page.photometric in colour
-    is_grey_alpha = samples == 2 and page.extrasamples[:1] in [(alpha,) for alpha in _ALPHA]
+    is_colour = samples in (3, 4) and page.photometric in _COLOUR
+    is_grey_alpha = samples == 2 and page.extrasamples[:1] in _ALPHA
     return bits == 8 and (is_colour or is_grey_alpha)
 
 
-def _header(shape: tuple[int, ...], dtype: np.dtype | None) -> Header:
+def header_of(array: StoredArray) -> Header:
+    """Header of an array with 2 axes, or 3 of which the shortest outer one is channels."""
+    shape, dtype = array.shape, array.dtype
     if len(shape) not in (2, 3):
         raise UnreadableImageError(f"has {len(shape)} axes; an image has 2, or 3 with channels")
     if dtype is None or dtype.kind not in "buif":
@@ -114,9 +106,12 @@ def _header(shape: tuple[int, ...], dtype: np.dtype | None) -> Header:
     return Header(height, width, channels, names.get(dtype.name, "float32"))
 
 
-def _channels_last(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    array = array.reshape((*array.shape, 1)[:3])
-    return np.ascontiguousarray(array.transpose(_axes(array.shape)))
+def pixels_of(array: StoredArray) -> NDArray[np.generic]:
+    """H×W, H×W×C or C×H×W -> (H, W, C), of a supported type."""
+    header_of(array)  # or why it cannot be used, before it is decoded
+    pixels = array if isinstance(array, np.ndarray) else array.asarray()
+    pixels = pixels.reshape((*pixels.shape, 1)[:3])
+    return supported(np.ascontiguousarray(pixels.transpose(_axes(pixels.shape))))
 
 
 def _axes(shape: tuple[int, ...]) -> tuple[int, int, int]:

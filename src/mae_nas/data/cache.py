@@ -36,14 +36,9 @@ class Cache:
         key = hashlib.blake2b(digest_size=16)
         for line in (_FORMAT, options, str(root.resolve()), *(_state(root, n) for n in names)):
             key.update(f"{line}\n".encode(errors="surrogateescape"))
-        return cls(cls._parent(cache) / key.hexdigest())
-
-    @staticmethod
-    def _parent(cache: str) -> Path:
-        if cache != "auto":
-            return Path(cache).expanduser().absolute()
-        home = os.environ.get("XDG_CACHE_HOME")
-        return (Path(home) if home else Path("~/.cache").expanduser()) / "mae_nas"
+        if cache == "auto":
+            cache = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/mae_nas"
+        return cls(Path(cache).expanduser().absolute() / key.hexdigest())
 
     def read(self) -> ImageStore | None:
         """The store, or None if there is none or it is not what it claims to be."""
@@ -115,17 +110,15 @@ class Cache:
         np.save(folder / "digests.npy", store.digests)
         meta = {
             "key": self.folder.name,
-            "files": list(store.files),
-            "skipped": list(store.skipped),
+            "files": store.files,
+            "skipped": store.skipped,
             "side": store.side,
             "channels": store.channels,
             "dtype": store.pixels.dtype.name,
-            "mean": store.moments.mean.tolist(),
-            "std": store.moments.std.tolist(),
-            "low": store.moments.low,
-            "high": store.moments.high,
+            **vars(store.moments),
         }
-        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        text = json.dumps(meta, default=np.ndarray.tolist)
+        (folder / "meta.json").write_text(text, encoding="utf-8")
 
     def _publish(self, workspace: Path) -> None:
         if self.read() is None:  # absent or damaged: out of the way at once, deleted later

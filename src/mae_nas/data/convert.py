@@ -13,8 +13,7 @@ from mae_nas.data.arrays import Header, UnreadableImageError, check_size
 from mae_nas.data.store import SHIFT
 
 SIDES = (32, 64, 96, 128, 224)
-_DEPTHS = ("uint8", "uint16", "float32")  # narrow to wide
-_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
+_FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # narrow to wide
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -40,7 +39,7 @@ def choose_channels(headers: Iterable[Header], channels: int | Literal["auto"]) 
 
 def choose_dtype(headers: Iterable[Header]) -> str:
     """The widest depth present: uint8, uint16 or float32."""
-    return max((header.dtype for header in headers), key=_DEPTHS.index)
+    return max((header.dtype for header in headers), key=list(_FULL_SCALE).index)
 
 
 def scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -58,19 +57,16 @@ def conform(
 
 def resize(array: NDArray[np.generic], side: int) -> NDArray[np.generic]:
     """Antialiased bilinear resizing of the short side to `side`; not a bit changes if it is so."""
-    height, width, channels = array.shape
+    height, width = array.shape[:2]
     if min(height, width) == side:
         return array
     height, width = scaled_size(height, width, side)
-    check_size(Header(height, width, channels, array.dtype.name))
-    scaled = np.empty((height, width, channels), array.dtype)
-    for channel in range(channels):
-        plane = array[..., channel]
-        plane = plane if array.dtype == np.uint8 else plane.astype(np.float32)
-        image = Image.fromarray(np.ascontiguousarray(plane))
-        values = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        scaled[..., channel] = np.rint(values) if array.dtype == np.uint16 else values
-    return scaled
+    check_size(height, width)
+    precise = array if array.dtype == np.uint8 else array.astype(np.float32)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(precise, 2, 0)]
+    resized = [plane.resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
+    scaled = np.stack([np.asarray(plane) for plane in resized], axis=2)
+    return (np.rint(scaled) if array.dtype == np.uint16 else scaled).astype(array.dtype)
 
 
 def to_stored(array: NDArray[np.generic]) -> NDArray[np.generic]:

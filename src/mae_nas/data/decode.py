@@ -3,7 +3,6 @@
 Grey, palette, CMYK and images with transparency become grey or RGB here; bit depth survives.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps
 
 from mae_nas.data import arrays
-from mae_nas.data.arrays import Header, UnreadableImageError, check_size
+from mae_nas.data.arrays import Header, UnreadableImageError
 
-_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
 # Pillow reads colour PNG of 16 bits as 8 bits; channels by colour type, without alpha.
 _DEEP_PNG = {2: 3, 4: 1, 6: 3}
 _GREY = ("1", "L", "LA", "La")
@@ -33,14 +31,11 @@ def read_header(path: Path) -> Header:
         raise UnreadableImageError("a broken link or not a regular file")
     with _reasons(), path.open("rb") as file:
         start = file.read(32)
-        file.seek(0)
-        if not start:
-            raise UnreadableImageError("empty file")
-        if start.startswith(_NPY):
-            return check_size(arrays.npy_header(path))
-        header = arrays.tiff_header(file) if start.startswith(_TIFF) else None
-        file.seek(0)
-        return check_size(header or _pillow_header(file, start))
+        array = arrays.find_array(file)
+        if array is not None:
+            return arrays.header_of(array)
+        with Image.open(file) as image:
+            return _pillow_header(image, start)
 
 
 def decode(content: bytes) -> NDArray[np.generic]:
@@ -52,29 +47,15 @@ def decode(content: bytes) -> NDArray[np.generic]:
         UnreadableImageError: with the reason in a few words.
     """
     with _reasons():
-        if not content:
-            raise UnreadableImageError("empty file")
-        if content.startswith(_NPY):
-            return arrays.read_npy(BytesIO(content))
-        array = arrays.read_tiff(BytesIO(content)) if content.startswith(_TIFF) else None
+        file = BytesIO(content)
+        array = arrays.find_array(file)
         if array is not None:
-            return array
-        if _deep_png_channels(content):
-            return _read_deep_png(content)
-        with Image.open(BytesIO(content)) as image:
-            check_size(Header(image.height, image.width, 1, "uint8"))
-            return _pixels(ImageOps.exif_transpose(image), image.format)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings of decoders off the terminal: what matters becomes a reason.
-
-    Filters belong to the whole process, so this wraps the threads that decode, not each file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+            return arrays.pixels_of(array)
+        with Image.open(file) as image:
+            header = _pillow_header(image, content)
+            if _deep_png_channels(content):
+                return _read_deep_png(content)
+            return _pixels(ImageOps.exif_transpose(image), header)
 
 
 @contextmanager
@@ -97,29 +78,25 @@ def _deep_png_channels(start: bytes) -> int | None:
     return _DEEP_PNG.get(start[25]) if is_deep else None
 
 
-def _pillow_header(file: object, start: bytes) -> Header:
-    with Image.open(file) as image:  # type: ignore[arg-type]
-        height, width, mode = image.height, image.width, image.mode
-        if channels := _deep_png_channels(start):
-            return Header(height, width, channels, "uint16")
-        if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
-            return Header(height, width, 1, "uint16")
-        if mode in ("I", "F"):
-            return Header(height, width, 1, "float32")
-        return Header(height, width, 1 if mode in _GREY else 3, "uint8")
+def _pillow_header(image: Image.Image, start: bytes) -> Header:
+    height, width, mode = image.height, image.width, image.mode
+    if channels := _deep_png_channels(start):
+        return Header(height, width, channels, "uint16")
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
+        return Header(height, width, 1, "uint16")
+    if mode in ("I", "F"):
+        return Header(height, width, 1, "float32")
+    return Header(height, width, 1 if mode in _GREY else 3, "uint8")
 
 
-def _pixels(image: Image.Image, file_format: str | None) -> NDArray[np.generic]:
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):
-        return np.asarray(image).astype(np.uint16)[..., None]
-    if image.mode in ("I", "F"):
-        return arrays.supported(np.asarray(image))[..., None]
-    kind = "L" if image.mode in _GREY else "RGB"
+def _pixels(image: Image.Image, header: Header) -> NDArray[np.generic]:
+    if header.dtype != "uint8":
+        return arrays.supported(np.asarray(image)).astype(header.dtype)[..., None]
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    array = np.asarray(image.convert(kind))
-    return array[..., None] if kind == "L" else array
+    array = np.asarray(image.convert("L" if header.channels == 1 else "RGB"))
+    return array.reshape(*array.shape[:2], header.channels)
 
 
 def _read_deep_png(content: bytes) -> NDArray[np.generic]:

@@ -1,12 +1,12 @@
 """Images that need no file of the user's: digits, photographs and synthetic patterns."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from mae_nas.data.assemble import store_of_arrays
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.store import ImageStore
 
@@ -17,11 +17,10 @@ class Digits(ImageSource):
 
     flip: bool = False
 
-    natural_side: ClassVar[int | None] = 32
-    natural_channels: ClassVar[int | None] = 1
+    natural_side = 32
+    natural_channels = 1
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:  # noqa: ARG002 - no files
-        """Resize all scans, with their labels."""
         from sklearn.datasets import load_digits  # a second to import
 
         scans, labels = load_digits(return_X_y=True)
@@ -40,8 +39,8 @@ class Photos(ImageSource):
 
     group: str = "parent"
 
-    natural_side: ClassVar[int | None] = 32
-    natural_channels: ClassVar[int | None] = 3
+    natural_side = 32
+    natural_channels = 3
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:  # noqa: ARG002 - no files
         """Cut all tiles; a name is photograph/band/tile."""
@@ -54,20 +53,13 @@ class Photos(ImageSource):
         names: list[str] = []
         for photograph, image in zip(("china", "flower"), load_sample_images().images, strict=True):
             for band, top in enumerate(range(0, len(image) - height + 1, height)):
-                cut = _tiles(image[top : top + height], side, step)
-                tiles += cut
+                windows = sliding_window_view(image[top : top + height], (side, side), (0, 1))
+                cut = np.moveaxis(windows[::step, ::step], 2, -1).reshape(-1, side, side, 3)
+                tiles.extend(cut)
                 names += [f"{photograph}/{band:02d}/{i:03d}" for i in range(len(cut))]
         if not tiles:
             raise ValueError(f"data.side: no tile of {side} pixels fits photographs of 427×640")
         return store_of_arrays(tiles, names, side)
-
-
-def _tiles(band: NDArray[np.uint8], side: int, step: int) -> list[NDArray[np.uint8]]:
-    return [
-        band[top : top + side, left : left + side]
-        for top in range(0, band.shape[0] - side + 1, step)
-        for left in range(0, band.shape[1] - side + 1, step)
-    ]
 
 
 @dataclass(kw_only=True)
@@ -82,7 +74,7 @@ class Synthetic(ImageSource):
     images: int = 256
     channels: int = 3
 
-    natural_side: ClassVar[int | None] = 32
+    natural_side = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,12 +83,10 @@ class Synthetic(ImageSource):
                 f"data.images, data.channels: {self.images}, {self.channels}; both are 1 or more"
             )
 
-    def known_channels(self) -> int | None:
-        """The channels asked for."""
+    def known_channels(self) -> int:
         return self.channels
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:  # noqa: ARG002 - no files
-        """Draw all patterns."""
         side = self.known_side() or 32
         number = np.arange(self.images)[:, None, None, None]
         channel = np.arange(self.channels)

@@ -37,12 +37,11 @@ def check_folder(root: Path) -> None:
         raise OSError(f"data.root: {root} cannot be listed: {error.strerror}") from error
 
 
-def subfolders(root: Path) -> list[str]:
-    """Names of the folders in `root` that are not hidden, in natural order."""
+def subfolders(root: Path) -> list[Path]:
+    """The folders in `root` that are not hidden; none if it is no folder."""
     if not root.is_dir():
         return []
-    names = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(names, key=natural_key)
+    return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -75,12 +74,11 @@ def take_fraction(files: Sequence[str], fraction: float) -> list[str]:
     The choice is by a hash of the name, so that smaller fractions are parts of larger ones.
     """
     classes: defaultdict[str, list[str]] = defaultdict(list)
-    for name in files:
+    for name in sorted(files, key=_hash):
         classes[name.partition("/")[0]].append(name)
     taken: list[str] = []
     for names in classes.values():
-        count = max(1, math.floor(fraction * len(names) + 0.5))
-        taken += sorted(names, key=_hash)[:count]
+        taken += names[: max(1, math.floor(fraction * len(names) + 0.5))]
     return sorted(taken, key=natural_key)
 
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from mae_nas.data.assemble import load_files, store_of_arrays
 from mae_nas.data.files import check_folder, is_image, subfolders
+from mae_nas.data.loading import load_files, store_of_arrays
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.store import ImageStore
 
@@ -41,11 +41,9 @@ class Folder(ImageSource):
             )
 
     def known_channels(self) -> int | None:
-        """The channels if they are set by hand."""
         return None if self.channels == "auto" else self.channels
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """Decode all readable files, or read the cache."""
         root = Path(self.root).expanduser()
         return load_files(root, self.side, self.channels, self.cache, on_progress)
 
@@ -65,8 +63,8 @@ class ImageNet(ImageSource):
     fraction: float = 1.0
     cache: str | None = "auto"
 
-    natural_side: ClassVar[int | None] = 224
-    natural_channels: ClassVar[int | None] = 3
+    natural_side = 224
+    natural_channels = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,19 +72,13 @@ class ImageNet(ImageSource):
             raise ValueError(f"data.fraction: {self.fraction} is not in (0, 1]")
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """Decode the chosen files, or read the cache, with labels."""
-        side = self.known_side() or 224
-        folder = self._folder()
-        store = load_files(folder, side, 3, self.cache, on_progress, self.fraction)
-        return store.labelled_by_folder()
-
-    def _folder(self) -> Path:
-        root = Path(self.root).expanduser()
+        root, side = Path(self.root).expanduser(), self.known_side() or 224
         check_folder(root)
         for folder in (root / place for place in _PLACES):
             classes = subfolders(folder)
-            if classes and all(_holds_images(folder / name) for name in classes):
-                return folder
+            if classes and all(_holds_images(folder) for folder in classes):
+                store = load_files(folder, side, 3, self.cache, on_progress, self.fraction)
+                return store.labelled_by_folder()
         raise FileNotFoundError(
             f"data.root: no class folders of images in {root}: looked in {', '.join(_PLACES)}"
         )
@@ -112,14 +104,13 @@ class Cifar(ImageSource):
     cache: str | None = "auto"
     crop_padding: int = 4
 
-    natural_side: ClassVar[int | None] = 32
-    natural_channels: ClassVar[int | None] = 3
+    natural_side = 32
+    natural_channels = 3
     name: ClassVar[str]
     archive: ClassVar[str]  # torchvision's folder
     classes: ClassVar[int]
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """Read the published files, or decode the class folders, with labels."""
         root, side = Path(self.root).expanduser(), self.known_side() or 32
         places = (root, root / self.name)
         for place in places:
@@ -143,31 +134,30 @@ class Cifar(ImageSource):
 
         read = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
         try:
-            with warnings.catch_warnings():  # NumPy remarks on the age of the published pickles
-                warnings.simplefilter("ignore")
+            # NumPy remarks on the age of the published pickles.
+            with warnings.catch_warnings(action="ignore"):
                 # Their checksums are compared before anything is unpickled.
                 images = read(str(root), train=True, download=download)
         except (RuntimeError, OSError) as error:
             what = "cannot be downloaded" if download else "is damaged: delete it"
             raise OSError(f"data.root: {self.name} in {root} {what}: {error}") from error
         names = [f"{i:05d}" for i in range(len(images.data))]
-        labels = np.array(images.targets, np.int64)
-        return store_of_arrays(images.data, names, side, labels)
+        return store_of_arrays(images.data, names, side, np.array(images.targets, np.int64))
 
 
 @dataclass(kw_only=True)
 class Cifar10(Cifar):
     """CIFAR-10: 50,000 training images, 32×32, RGB."""
 
-    name: ClassVar[str] = "cifar10"
-    archive: ClassVar[str] = "cifar-10-batches-py"
-    classes: ClassVar[int] = 10
+    name = "cifar10"
+    archive = "cifar-10-batches-py"
+    classes = 10
 
 
 @dataclass(kw_only=True)
 class Cifar100(Cifar):
     """CIFAR-100: 50,000 training images, 32×32, RGB."""
 
-    name: ClassVar[str] = "cifar100"
-    archive: ClassVar[str] = "cifar-100-python"
-    classes: ClassVar[int] = 100
+    name = "cifar100"
+    archive = "cifar-100-python"
+    classes = 100

@@ -1,96 +1,27 @@
 """Windows of images: where they are cut, and how they become normalised batches."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from mae_nas.data.store import ImageStore
+from mae_nas.data.store import ImageStore, shift_of
 from mae_nas.randomness import Purpose, fold, integers_below
 
 
-class Boxes(NamedTuple):
-    """Upper left corners of windows, (B,), int64; negative where a window leaves its image."""
+def random_corners(key: int, index: Tensor, sizes: Tensor, side: int, padding: int) -> Tensor:
+    """Upper left corners of random windows of images with a border of `padding`: (B, 2), int64.
 
-    top: Tensor
-    left: Tensor
-
-
-class Extents(NamedTuple):
-    """Where images lie in the table of pixels: (N,), int64, or (B,) of one batch."""
-
-    offset: Tensor
-    height: Tensor
-    width: Tensor
-
-    @classmethod
-    def of(cls, store: ImageStore, device: torch.device) -> "Extents":
-        """All extents of a store, on a device."""
-        arrays = (store.offset, store.height, store.width)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
-
-    def at(self, index: Tensor) -> "Extents":
-        """Extents of some images."""
-        return Extents(self.offset[index], self.height[index], self.width[index])
-
-
-def crop_boxes(key: int, index: Tensor, extents: Extents, side: int, padding: int) -> Boxes:
-    """Random windows of images with a border of `padding`: a pure function of (key, index).
-
-    The border is 0 in original units, before normalisation, as DARTS does.
-    """
-    keys = fold(key, index)
-    top = integers_below(extents.height + (2 * padding - side + 1), fold(keys, Purpose.CROP_TOP))
-    left = integers_below(extents.width + (2 * padding - side + 1), fold(keys, Purpose.CROP_LEFT))
-    return Boxes(top - padding, left - padding)
-
-
-def centre_boxes(extents: Extents, side: int) -> Boxes:
-    """Windows at the centre, for whatever is not training."""
-    half = [torch.div(size - side, 2, rounding_mode="floor") for size in extents[1:]]
-    return Boxes(*half)
-
-
-def sample_flips(key: int, index: Tensor) -> Tensor:
-    """Which images are mirrored, half of them on average: bool, (B,)."""
-    return integers_below(2, fold(fold(key, index), Purpose.FLIP)) == 1
-
-
-def gather_resident(
-    pixels: Tensor, extents: Extents, boxes: Boxes, side: int, black: int
-) -> Tensor:
-    """Cut windows from a table on the device, as one flat gather without synchronisation.
+    A pure function of (key, index); corners are negative where a window leaves its image. The
+    border is 0 in original units, before normalisation, as DARTS does.
 
     Shapes:
-        pixels: (P, C); extents, boxes: (B,)  ->  (B, S, S, C), as stored.
+        index: (B,); sizes: (B, 2), height and width of each image.
     """
-    span = torch.arange(side, device=pixels.device)
-    rows = (boxes.top[:, None] + span)[:, :, None]
-    columns = (boxes.left[:, None] + span)[:, None, :]
-    height, width = extents.height[:, None, None], extents.width[:, None, None]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    address = extents.offset[:, None, None] + rows * width + columns
-    address = address.where(inside, extents.offset[:, None, None])
-    windows = pixels.index_select(0, address.flatten()).view(*address.shape, pixels.shape[1])
-    return windows.masked_fill(~inside[..., None], black)
-
-
-def gather_host(store: ImageStore, index: Tensor, boxes: Boxes) -> Tensor:
-    """Cut windows from the host's memory, image by image, for workers: (B, S, S, C)."""
-    side = store.side
-    shape = (len(index), side, side, store.channels)
-    windows = np.full(shape, store.black, dtype=store.pixels.dtype)
-    corners = zip(index.tolist(), boxes.top.tolist(), boxes.left.tolist(), strict=True)
-    for window, (i, top, left) in zip(windows, corners, strict=True):
-        height, width, start = int(store.height[i]), int(store.width[i]), int(store.offset[i])
-        image = store.pixels[start : start + height * width].reshape(height, width, -1)
-        upper, lower = max(top, 0), min(top + side, height)
-        first, last = max(left, 0), min(left + side, width)
-        window[upper - top : lower - top, first - left : last - left] = image[
-            upper:lower, first:last
-        ]
-    return torch.from_numpy(windows)
+    keys = fold(key, index)
+    room_down, room_right = (sizes + (2 * padding - side + 1)).unbind(1)
+    top = integers_below(room_down, fold(keys, Purpose.CROP_TOP))
+    left = integers_below(room_right, fold(keys, Purpose.CROP_LEFT))
+    return torch.stack([top, left], 1) - padding
 
 
 class Cutter:
@@ -104,35 +35,55 @@ class Cutter:
 
     def __init__(self, store: ImageStore, padding: int, resident: torch.device | None) -> None:
         self.store, self.padding, self.device = store, padding, resident or torch.device("cpu")
-        self.extents = Extents.of(store, self.device)
+        self.offset = torch.from_numpy(store.offset).to(self.device)
+        self.sizes = torch.from_numpy(store.sizes).to(self.device)
         self.pixels = torch.from_numpy(store.pixels).to(resident) if resident else None
 
     def cut(self, index: Tensor, key: int | None) -> Tensor:
         """Random windows by `key`, or without one the centres: (B, S, S, C), as stored."""
-        index, side = index.to(self.device), self.store.side
-        extents = self.extents.at(index)
+        index = index.to(self.device)
+        sizes, side = self.sizes[index], self.store.side
         if key is None:
-            boxes = centre_boxes(extents, side)
+            corners = (sizes - side) // 2
         else:
-            boxes = crop_boxes(key, index, extents, side, self.padding)
+            corners = random_corners(key, index, sizes, side, self.padding)
         if self.pixels is None:
-            return gather_host(self.store, index, boxes)
-        return gather_resident(self.pixels, extents, boxes, side, self.store.black)
+            return self._gather_host(index, corners)
+        return self._gather_resident(self.pixels, index, corners)
+
+    def _gather_host(self, index: Tensor, corners: Tensor) -> Tensor:
+        """Image by image, for workers."""
+        side = self.store.side
+        shape = (len(index), side, side, self.store.channels)
+        windows = np.full(shape, -shift_of(self.store.pixels), dtype=self.store.pixels.dtype)
+        for window, i, (top, left) in zip(windows, index.tolist(), corners.tolist(), strict=True):
+            rows, columns = (slice(max(start, 0), max(start + side, 0)) for start in (top, left))
+            part = self.store[i][rows, columns]
+            inside = window[max(-top, 0) :, max(-left, 0) :]
+            inside[: part.shape[0], : part.shape[1]] = part
+        return torch.from_numpy(windows)
+
+    def _gather_resident(self, pixels: Tensor, index: Tensor, corners: Tensor) -> Tensor:
+        """One flat gather from the table (P, C), without synchronisation."""
+        span = torch.arange(self.store.side, device=pixels.device)
+        top, left, start, height, width = (
+            x[:, None, None]
+            for x in (*corners.unbind(1), self.offset[index], *self.sizes[index].unbind(1))
+        )
+        rows, columns = top + span[:, None], left + span
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        address = (start + rows * width + columns).where(inside, start)
+        windows = pixels.index_select(0, address.flatten()).view(*address.shape, -1)
+        return windows.masked_fill(~inside[..., None], -shift_of(self.store.pixels))
 
 
-class Normalisation(NamedTuple):
-    """(stored + shift − mean) / std per channel, in the dtype of `mean` and `std`: (C,)."""
+class Normalisation:
+    """(stored + shift − mean) / std per channel, on a device, in a dtype."""
 
-    shift: int
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def of(cls, store: ImageStore, device: torch.device, dtype: torch.dtype) -> "Normalisation":
-        """The normalisation of a store, on a device."""
-        moments = store.moments
-        mean, std = (torch.from_numpy(x).to(device, dtype) for x in (moments.mean, moments.std))
-        return cls(store.shift, mean, std)
+    def __init__(self, store: ImageStore, device: torch.device, dtype: torch.dtype) -> None:
+        self.shift = shift_of(store.pixels)
+        self.mean = torch.from_numpy(store.moments.mean).to(device, dtype)
+        self.std = torch.from_numpy(store.moments.std).to(device, dtype)
 
     def apply(self, windows: Tensor) -> Tensor:
         """Stored windows (B, S, S, C) -> images (B, C, S, S), channels last in memory."""
@@ -144,6 +95,7 @@ class Normalisation(NamedTuple):
         return image * self.std[:, None, None] + self.mean[:, None, None]
 
 
-def mirror(windows: Tensor, flips: Tensor) -> Tensor:
-    """Mirror the windows (B, S, S, C) for which `flips` (B,) is true."""
+def mirror_half(windows: Tensor, key: int, index: Tensor) -> Tensor:
+    """Mirror windows (B, S, S, C), half of them on average: a pure function of (key, index)."""
+    flips = integers_below(2, fold(fold(key, index), Purpose.FLIP)) == 1
     return torch.where(flips[:, None, None, None], windows.flip(2), windows)

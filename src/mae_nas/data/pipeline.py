@@ -76,32 +76,26 @@ class SearchData(LightningDataModule):
         self.load()
 
     def setup(self, stage: str = "fit") -> None:  # noqa: ARG002 - search has one stage
-        """Load the images if they are not."""
         self.load()
 
     @property
     def store(self) -> ImageStore:
-        """All images."""
         return self._loaded_or_raise()[0]
 
     @property
     def split(self) -> Split:
-        """Who trains what."""
         return self._loaded_or_raise()[1]
 
     @property
     def channels(self) -> int:
-        """Channels of every image."""
         return self.store.channels
 
     @property
     def side(self) -> int:
-        """Side of every image in a batch, in pixels."""
         return self.store.side
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of the weight half."""
         return len(self.split.weights) // self.batch_size
 
     @property
@@ -117,32 +111,30 @@ class SearchData(LightningDataModule):
 
     @property
     def is_resident(self) -> bool:
-        """Whether the images live on the device."""
         if isinstance(self.resident, bool):
             return self.resident
-        return self.store.pixels.nbytes <= _RESIDENT_SHARE * _memory_of(self.device)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if self.device.type == "cuda":
+            memory = torch.cuda.mem_get_info(self.device)[1]
+        return self.store.pixels.nbytes <= _RESIDENT_SHARE * memory
 
     def train_dataloader(self) -> DataLoader[int | RawStep]:
         """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
-        dataset = ResidentSteps()
-        if not self.is_resident:
-            order = StepOrder(self.split, self.seed, self.batch_size)
-            dataset = HostSteps(self._cutter(), order)
+        is_resident = self.is_resident
+        automatic = 0 if is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
+        order = StepOrder(self.split, self.seed, self.batch_size)
         return DataLoader(
-            dataset,
+            ResidentSteps() if is_resident else HostSteps(self._cutter(), order),
             batch_size=None,
-            sampler=StepSampler(self.steps_per_epoch, self._current_step),
-            num_workers=self._worker_count(),
+            sampler=StepSampler(
+                self.steps_per_epoch, lambda: self.trainer.global_step if self.trainer else 0
+            ),
+            num_workers=self.workers if isinstance(self.workers, int) else automatic,
             worker_init_fn=_ignore_signals,
-            pin_memory=self.device.type == "cuda" and not self.is_resident,
+            pin_memory=self.device.type == "cuda" and not is_resident,
         )
 
-    def on_after_batch_transfer(
-        self,
-        batch: int | RawStep,
-        dataloader_idx: int,  # noqa: ARG002 - Lightning's signature
-    ) -> dict[str, list[Batch]]:
-        """A step's number or raw windows -> its batches, on the device."""
+    def on_after_batch_transfer(self, batch: int | RawStep, _index: int) -> dict[str, list[Batch]]:
         return self.step_batches(batch)
 
     def step_batches(self, item: int | RawStep) -> dict[str, list[Batch]]:
@@ -156,13 +148,15 @@ class SearchData(LightningDataModule):
             yield self._maker.held_out(part)
 
     def preview(self, count: int) -> Batch:
-        """The first held-out images, for pictures."""
         return self._maker.held_out(self.split.held_out[:count])
 
     def denormalise(self, image: Tensor) -> Tensor:
         """A normalised image (B, C, S, S) as a picture in [0, 1]; 8 bits keep their full range."""
-        low, high = self.store.display_range
-        return ((self._maker.normalisation.invert(image) - low) / (high - low)).clamp(0, 1)
+        low, high = self.store.moments.low, self.store.moments.high
+        if self.store.pixels.dtype == np.uint8:
+            low, high = 0.0, 255.0
+        original = self._maker.normalisation.invert(image)
+        return ((original - low) / (high - low or 1.0)).clamp(0, 1)
 
     def describe(self) -> dict[str, object]:
         """Facts for the summary of a run, in JSON's types."""
@@ -187,14 +181,6 @@ class SearchData(LightningDataModule):
             raise RuntimeError("SearchData is empty: call setup() first")
         return self._loaded
 
-    def _current_step(self) -> int:
-        return self.trainer.global_step if self.trainer else 0
-
-    def _worker_count(self) -> int:
-        if isinstance(self.workers, int):
-            return self.workers
-        return 0 if self.is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
-
     def _cutter(self) -> Cutter:
         resident = self.device if self.is_resident else None
         return Cutter(self.store, self.source.crop_padding, resident)
@@ -204,8 +190,7 @@ class SearchData(LightningDataModule):
         where = self.device, self.dtype
         if where not in self._makers:
             order = StepOrder(self.split, self.seed, self.batch_size, self.device)
-            flip = self.source.flip
-            self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, flip)
+            self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, self.source.flip)
         return self._makers[where]
 
 
@@ -223,9 +208,3 @@ def _end_workers() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch would complain of their end
     for worker in workers:
         worker.kill()
-
-
-def _memory_of(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -68,10 +68,9 @@ def split_images(source: ImageSource, store: ImageStore, seed: int) -> Split:
     )
 
 
-def _held_out(groups: Sequence[NDArray[np.int64]], most: int) -> set[int]:
+def _held_out(groups: Sequence[NDArray[np.int64]], room: int) -> set[int]:
     """Groups from the end as far as they fit; the smallest one if none does."""
     chosen: set[int] = set()
-    room = most
     for i in range(len(groups) - 1, 0, -1):
         if len(groups[i]) <= room:
             chosen.add(i)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from mae_nas.batch import Batch
-from mae_nas.data.gather import Cutter, Normalisation, mirror, sample_flips
+from mae_nas.data.gather import Cutter, Normalisation, mirror_half
 from mae_nas.data.splits import Split
 from mae_nas.randomness import Purpose, derive_key, permutation
 
@@ -37,7 +37,6 @@ class StepOrder:
     ) -> None:
         self.seed, self.batch_size = seed, batch_size
         self.device = torch.device(device)
-        self.steps_per_epoch = len(split.weights) // batch_size
         self._halves = {
             Purpose.WEIGHTS: torch.from_numpy(split.weights).to(device),
             Purpose.ARCHITECTURE: torch.from_numpy(split.architecture).to(device),
@@ -50,15 +49,14 @@ class StepOrder:
 
     def index(self, purpose: Purpose, step: int) -> Tensor:
         """Positions in the store of the images of a step: (batch_size,), int64."""
+        length = len(self._halves[purpose])
         if purpose is Purpose.WEIGHTS:
-            epoch, position = divmod(step, self.steps_per_epoch)
-            start = position * self.batch_size
-            return self._order(purpose, epoch)[start : start + self.batch_size]
-        passes, start = divmod(step * self.batch_size, len(self._halves[purpose]))
-        this = self._order(purpose, passes)[start : start + self.batch_size]
-        if len(this) == self.batch_size:
-            return this
-        return torch.cat([this, self._order(purpose, passes + 1)[: self.batch_size - len(this)]])
+            length -= length % self.batch_size
+        passes, start = divmod(step * self.batch_size, length)
+        index = self._order(purpose, passes)[start : start + self.batch_size]
+        if missing := self.batch_size - len(index):
+            return torch.cat([index, self._order(purpose, passes + 1)[:missing]])
+        return index
 
     def _order(self, purpose: Purpose, number: int) -> Tensor:
         if (purpose, number) not in self._orders:
@@ -124,7 +122,7 @@ class BatchMaker:
 
     def __init__(self, cutter: Cutter, order: StepOrder, dtype: torch.dtype, flip: bool) -> None:
         self.cutter, self.order, self.flip = cutter, order, flip
-        self.normalisation = Normalisation.of(cutter.store, order.device, dtype)
+        self.normalisation = Normalisation(cutter.store, order.device, dtype)
         labels = cutter.store.labels
         self.labels = None if labels is None else torch.from_numpy(labels).to(order.device)
 
@@ -136,7 +134,7 @@ class BatchMaker:
             key, index = self.order.draw(purpose, step)
             windows = item.windows[name] if isinstance(item, RawStep) else self._cut(index, key)
             if self.flip:
-                windows = mirror(windows, sample_flips(key, index))
+                windows = mirror_half(windows, key, index)
             batches[name] = _micro_batches(self._batch(windows, index, key), micro_batches)
         return batches
 

@@ -1,9 +1,8 @@
 """The decoded images of a data set, of any size and depth, in one flat table of pixels."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -31,25 +30,27 @@ class Moments:
     @classmethod
     def of(cls, pixels: NDArray[np.generic]) -> Self:
         """Measure a (P, C) table in two passes, since one pass cancels for large means."""
-        count = max(len(pixels), 1)
-        total = np.zeros(pixels.shape[1])
+        total, square = np.zeros((2, pixels.shape[1]))
         low, high = np.inf, -np.inf
         for chunk in _chunks(pixels):
             total += chunk.sum(axis=0)
             low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
-        mean = total / count
-        square = np.zeros_like(total)
+        mean = total / len(pixels)
         for chunk in _chunks(pixels):
             square += ((chunk - mean) ** 2).sum(axis=0)
-        std = np.sqrt(square / count)
+        std = np.sqrt(square / len(pixels))
         std[std == 0] = 1.0  # a constant channel normalises to 0, not to NaN
         return cls(mean, std, low, high)
 
 
+def shift_of(pixels: NDArray[np.generic]) -> int:
+    """Original values minus stored ones; what pads windows is 0 in original units."""
+    return SHIFT if pixels.dtype == np.int16 else 0
+
+
 def _chunks(pixels: NDArray[np.generic]) -> Iterator[NDArray[np.float64]]:
-    shift = SHIFT if pixels.dtype == np.int16 else 0
     for start in range(0, len(pixels), _CHUNK):
-        yield pixels[start : start + _CHUNK].astype(np.float64) + shift
+        yield pixels[start : start + _CHUNK].astype(np.float64) + shift_of(pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,12 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self.files)
 
+    def __getitem__(self, number: int) -> NDArray[np.generic]:
+        """One image as stored: (height, width, C)."""
+        height, width = self.sizes[number]
+        start = self.offset[number]
+        return self.pixels[start : start + height * width].reshape(height, width, -1)
+
     def __getstate__(self) -> dict[str, object]:
         # A memory map would be pickled by value: workers that are spawned map the file again.
         state = dict(self.__dict__)
@@ -98,48 +105,19 @@ class ImageStore:
         self.__dict__.update(state)
 
     @property
-    def height(self) -> NDArray[np.int64]:
-        """Of each image, in pixels: (N,), int64."""
-        return self.sizes[:, 0]
-
-    @property
-    def width(self) -> NDArray[np.int64]:
-        """Of each image, in pixels: (N,), int64."""
-        return self.sizes[:, 1]
-
-    @property
     def channels(self) -> int:
-        """Channels of every image."""
         return self.pixels.shape[1]
-
-    @property
-    def black(self) -> int:
-        """What is stored where the original value is 0: it pads windows that leave an image."""
-        return -SHIFT if self.pixels.dtype == np.int16 else 0
-
-    @property
-    def shift(self) -> int:
-        """Original value minus stored value."""
-        return -self.black
-
-    @property
-    def display_range(self) -> tuple[float, float]:
-        """Original values that a picture shows as black and white."""
-        if self.pixels.dtype == np.uint8:
-            return 0.0, 255.0
-        low, high = self.moments.low, self.moments.high
-        return low, high if high > low else low + 1.0
 
     @functools.cached_property
     def offset(self) -> NDArray[np.int64]:
         """First row of each image in the table: (N,), int64."""
-        return np.cumsum(self.height * self.width) - self.height * self.width
+        areas = self.sizes.prod(axis=1)
+        return np.cumsum(areas) - areas
 
     def labelled_by_folder(self) -> Self:
         """The same store, whose labels are the numbers of the class folders CLASS/…/FILE."""
         classes = [name.partition("/")[0] for name in self.files]
-        labels = np.unique(classes, return_inverse=True)[1].astype(np.int64)
-        return dataclasses.replace(self, labels=labels)
+        return replace(self, labels=np.unique(classes, return_inverse=True)[1].astype(np.int64))
 
 
 def map_pixels(file: str | Path, dtype: np.dtype, shape: tuple[int, int]) -> NDArray[np.generic]:

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +18,11 @@ from numpy.typing import NDArray
 from mae_nas.data import convert
 from mae_nas.data.arrays import UnreadableImageError
 from mae_nas.data.cache import Cache
-from mae_nas.data.decode import decode, quiet, read_header
+from mae_nas.data.decode import decode, read_header
 from mae_nas.data.files import find_images, take_fraction
 from mae_nas.data.source import Progress
 from mae_nas.data.store import ImageStore, Moments, map_pixels
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -52,7 +53,9 @@ def load_files(
     place = Cache.at(cache, root, names, f"{side} {channels}")
     store = None if place is None else place.read()
     if store is None:
-        with quiet(), ThreadPoolExecutor(cpu_count()) as pool:
+        # What decoders warn of matters only if it becomes a reason. Filters belong to the whole
+        # process, so they are set around the threads, not for each file.
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(cpu_count()) as pool:
             job = _Decoding(root, names, pool, on_progress or (lambda _done, _total: None))
             expected = job.read_headers(side, channels)
             store = job.run(io.BytesIO()) if place is None else place.write(expected, job.run)
@@ -65,22 +68,20 @@ class _Decoding:
     def __init__(
         self, root: Path, names: Sequence[str], pool: ThreadPoolExecutor, on_progress: Progress
     ) -> None:
-        self.root, self.names, self.pool = root, names, pool
-        self.on_progress, self.done, self.total = on_progress, 0, 2 * len(names)
+        self.root, self.names, self.pool, self.on_progress = root, names, pool, on_progress
+        self.count, self.done = len(names), 0
         self.skipped: list[tuple[str, str]] = []
 
     def read_headers(self, side: int | Literal["auto"], channels: int | Literal["auto"]) -> int:
         """Choose what is `auto`; the bytes that all pixels will take."""
         found = dict(self._each(lambda name: read_header(self.root / name)))
-        for _ in self.skipped:
-            self._advance()  # their pixels will not be asked for
+        self._advance(len(self.skipped))  # their pixels will not be asked for
         self.names, headers = list(found), list(found.values())
         self.side = convert.choose_side(headers, side)
         self.channels = convert.choose_channels(headers, channels)
         self.dtype = convert.choose_dtype(headers)
         sizes = (convert.scaled_size(h.height, h.width, self.side) for h in headers)
-        item = self.channels * np.dtype(self.dtype).itemsize
-        return item * sum(height * width for height, width in sizes)
+        return sum(map(math.prod, sizes)) * self.channels * np.dtype(self.dtype).itemsize
 
     def run(self, file: BinaryIO) -> ImageStore:
         """Write all pixels to a file; the store that reads them there."""
@@ -97,44 +98,35 @@ class _Decoding:
 
     def _each(self, function: Callable[[str], R]) -> Iterator[tuple[str, R]]:
         """What the function says of each file that is readable; the reasons of the others."""
-
-        def attempt(name: str) -> R | UnreadableImageError:
+        for name, answer in self._in_order(function):
             try:
-                return function(name)
+                result = answer.result()
             except UnreadableImageError as reason:
-                return reason
-
-        readable = 0
-        for name, result in zip(self.names, _in_order(self.pool, attempt, self.names), strict=True):
-            if isinstance(result, UnreadableImageError):
-                self.skipped.append((name, str(result)))
+                self.skipped.append((name, str(reason)))
             else:
-                readable += 1
                 yield name, result
-            self._advance()
-        if not readable:
+            self._advance(1)
+        if len(self.skipped) == self.count:
             name, reason = self.skipped[0]
             raise ValueError(
-                f"data.root: no readable image in {self.root}: all {len(self.skipped)} "
+                f"data.root: no readable image in {self.root}: all {self.count} "
                 f"image files were skipped, the first one, {name}: {reason}"
             )
 
-    def _advance(self) -> None:
-        self.done += 1
-        self.on_progress(self.done, self.total)
+    def _in_order(self, function: Callable[[str], R]) -> Iterator[tuple[str, Future[R]]]:
+        """Like the pool's `map`, with a bounded number of results waiting: memory stays flat."""
+        waiting: deque[tuple[str, Future[R]]] = deque()
+        for name in self.names:
+            waiting.append((name, self.pool.submit(function, name)))
+            if len(waiting) >= 4 * (cpu_count() or 1):
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
 
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]
-) -> Iterator[R]:
-    """Like `pool.map`, with a bounded number of results waiting: memory stays flat."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= 4 * (cpu_count() or 1):
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    def _advance(self, files: int) -> None:
+        for _ in range(files):
+            self.done += 1
+            self.on_progress(self.done, 2 * self.count)
 
 
 def store_of_arrays(
@@ -162,26 +154,22 @@ def _stack(
     images: Iterable[tuple[str, NDArray[np.generic], bytes]], side: int, file: BinaryIO
 ) -> ImageStore:
     """Write (name, pixels, digest) to a file, or memory, and open it as a store."""
-    files: list[str] = []
-    sizes: list[tuple[int, int]] = []
-    digests: list[bytes] = []
+    facts: list[tuple[str, tuple[int, ...], bytes]] = []
     stored = np.empty((0, 0), np.uint8)
     for name, array, digest in images:
         stored = convert.to_stored(array)
         file.write(stored.tobytes())
-        files.append(name)
-        sizes.append(array.shape[:2])
-        digests.append(digest)
-    size = np.array(sizes, np.int64)
-    dtype, shape = stored.dtype, (int(size.prod(axis=1).sum()), stored.shape[1])
+        facts.append((name, array.shape[:2], digest))
+    files, sizes, digests = zip(*facts, strict=True)
     if isinstance(file, io.BytesIO):
-        pixels = np.frombuffer(file.getbuffer(), dtype).reshape(shape)
+        pixels = np.frombuffer(file.getbuffer(), stored.dtype).reshape(-1, stored.shape[1])
     else:
         file.flush()
-        pixels = map_pixels(file.name, dtype, shape)
+        rows = file.tell() // stored[0].nbytes
+        pixels = map_pixels(file.name, stored.dtype, (rows, stored.shape[1]))
     return ImageStore(
         pixels=pixels,
-        sizes=size,
+        sizes=np.array(sizes, np.int64),
         side=side,
         files=files,
         moments=Moments.of(pixels),
