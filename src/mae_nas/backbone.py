@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from mae_nas.checks import raise_all
 from mae_nas.masking import BatchNorm, VisibleMap
 
 StemName = Literal["cifar", "small", "imagenet"]
@@ -86,10 +87,9 @@ def plan_backbone(width: int, depth: int, stem: StemName, concatenated: int = 4)
         stem: see `Stem`.
         concatenated: nodes that a cell's output concatenates.
     """
-    if depth < 3:
-        raise ValueError(f"depth {depth}: at least 3 cells are needed, one for each resolution")
-    if width < 2 or width % 2:
-        raise ValueError(f"width {width}: must be even, at least 2, e.g. {max(2, width + 1)}")
+    shallow = f"depth {depth}: at least 3 cells are needed, one for each resolution"
+    uneven = f"width {width}: must be even, at least 2, e.g. {max(2, width + 1)}"
+    raise_all([shallow] * (depth < 3) + [uneven] * (width < 2 or width % 2 != 0))
     before_last, last = Stem.outputs(stem, width)
     reductions = (depth // 3, 2 * depth // 3)
     cells: list[CellSpec] = []

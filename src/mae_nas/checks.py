@@ -1,6 +1,7 @@
 """Mistakes are told all at once, a line each."""
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 
 
 def raise_all(problems: Iterable[str]) -> None:
@@ -8,3 +9,14 @@ def raise_all(problems: Iterable[str]) -> None:
     lines = list(problems)
     if lines:
         raise ValueError("\n".join(lines))
+
+
+class Checked(ABC):
+    """Base of dataclasses that refuse values out of range when they are made."""
+
+    def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    @abstractmethod
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the values, which have the right types."""

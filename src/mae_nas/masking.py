@@ -5,7 +5,7 @@ the name says.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mae_nas.checks import Checked
 from mae_nas.randomness import Purpose, fold
 
 
@@ -39,7 +40,7 @@ def sample_hidden(key: int, index: Tensor, grid: tuple[int, int], count: int) ->
 
 
 @dataclass(frozen=True)
-class Masking:
+class Masking(Checked):
     """How much is hidden, in which units, and whether the encoder knows (method of SimMIM, SparK).
 
     Args:
@@ -55,13 +56,13 @@ class Masking:
     patch_size: int = 8
     mode: Literal["dense", "sparse"] = "dense"
 
-    def __post_init__(self) -> None:
+    def _problems(self) -> Iterator[str]:
         if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio {self.ratio}: must lie strictly between 0 and 1, e.g. 0.5")
+            yield f"ratio {self.ratio}: must lie strictly between 0 and 1, e.g. 0.5"
         if self.patch_size < 1:
-            raise ValueError(f"patch_size {self.patch_size}: must be at least 1 pixel, e.g. 8")
+            yield f"patch_size {self.patch_size}: must be at least 1 pixel, e.g. 8"
         if self.mode not in ("dense", "sparse"):
-            raise ValueError(f"mode {self.mode!r}: must be dense or sparse")
+            yield f"mode {self.mode!r}: must be dense or sparse"
 
     def patches(self, side: int) -> int:
         """Patches of an image of `side` × `side` pixels; ValueError if the mask does not fit."""

@@ -12,16 +12,23 @@ from mae_nas.cli.hints import describe, fits
 
 MINE = """
 from collections.abc import Sequence
-print_count = []
-class Mine:
+from mae_nas.decoders import HierarchicalDecoder
+from mae_nas.relaxations import DARTS
+from mae_nas.spaces import S2
+class Mine(HierarchicalDecoder):
     def __init__(self, features, channels: int, x: int, taps: Sequence[int] = (1, 2)) -> None:
-        print_count.append(x)
-class Ranged:
+        super().__init__(features, channels, taps)
+class Ranged(S2):
     def __init__(self, size: float = 1.0) -> None:
         if size > 2:
             raise ValueError(f"size {size}: at most 2")
-class Asking:
-    def __init__(self, seed: int, space, features, inner=None) -> None: ...
+class AskingSpace(S2):
+    def __init__(self, seed: int, space, features) -> None: ...
+class AskingRelaxation(DARTS):
+    def __init__(self, seed: int, space, features) -> None: ...
+class AskingDecoder(Mine):
+    def __init__(self, seed: int, space, features, inner=None) -> None:
+        super().__init__(features, 3, 1)
 """
 
 
@@ -102,7 +109,8 @@ def test_check_accepts_the_defaults(default: dict[str, Any]) -> None:
             "nowhere.X",
             "decoder._target_: no module nowhere in the current fol",
         ),
-        ("decoder___target_", "builtins.dict", "decoder._target_: no signature found for builtin"),
+        ("decoder___target_", "builtins.dict", "decoder._target_: builtins.dict is not a mae_nas."),
+        ("decoder__taps", {"_target_": "builtins.dict"}, "decoder.taps._target_: no signature fou"),
         ("decoder___target_", 3, "decoder._target_: 3 is not a dotted name like my_module.MyClass"),
         ("decodr", {}, "decodr: no such key; did you mean decoder?"),
         ("decoder", {"taps": [1]}, "decoder._target_: needed, the class to build"),
@@ -118,6 +126,27 @@ def test_check_reports_all_mistakes_at_once(default: dict[str, Any]) -> None:
     config = changed(default, seed="a", mask__ratio="b", decoder__kernel=[], trainer__batch_size=0)
     starts = [line.split(":")[0] for line in problems(config)]
     assert starts == ["seed", "decoder.kernel", "mask.ratio", "trainer"]
+    config = changed(default, seed=-1, name="/", mask__ratio=1.5, mask__patch_size=0)
+    config = changed(config, decoder__kernel=4, decoder__taps=[4], supernet__depth=2)
+    config = changed(config, supernet__width=0, trainer__log_every=0, trainer__accumulate=3)
+    config = changed(config, data__held_out=0, data__side=0, search__min_lr=float("nan"))
+    config = changed(config, search__grad_clip=0.0, search__weight_optimizer__lr=-1.0)
+    lines = problems(config)
+    for mistake in (
+        *(
+            "name: ",
+            "seed: ",
+            "mask: ratio",
+            "mask: patch_size",
+            "decoder: kernel",
+            "decoder: taps",
+        ),
+        *("supernet: depth", "supernet: width", "trainer: log_every", "trainer: accumulate"),
+        *("data.held_out", "data.side", "search: min_lr", "search: grad_clip"),
+        "search.weight_optimizer: Invalid learning rate",
+    ):
+        assert len([line for line in lines if line.startswith(mistake)]) == 1, (mistake, lines)
+    assert len(lines) == 15
 
 
 def test_check_treats_the_users_class_like_ours(default: dict[str, Any], mine: str) -> None:
@@ -136,15 +165,16 @@ def test_check_treats_the_users_class_like_ours(default: dict[str, Any], mine: s
 
 
 def test_check_reports_arguments_that_no_one_supplies(default: dict[str, Any], mine: str) -> None:
-    node = {"_target_": f"{mine}.Asking"}
     for path, missing in {
         "space": ["seed", "space", "features"],
         "relaxation": ["seed", "features"],
         "decoder": ["seed"],
     }.items():
+        name = f"Asking{path.title()}"
+        node = {"_target_": f"{mine}.{name}"}
         lines = problems(changed(default, **{path: node}))
-        assert lines == [f"{path}.{m}: needed, Asking has no default for it" for m in missing]
-    inner = {"_target_": f"{mine}.Asking"}  # completed by who receives it
+        assert lines == [f"{path}.{m}: needed, {name} has no default for it" for m in missing]
+    inner = {"_target_": f"{mine}.AskingSpace"}  # completed by who receives it
     check(changed(default, decoder={**node, "seed": 1, "inner": inner}))
 
 
@@ -183,6 +213,27 @@ def test_check_refuses_foreign_classes_in_what_was_read_back(
     path = key.removesuffix("___target_").replace("__", ".")
     (line,) = [line for line in problems(config, set()) if "_target_" in line]
     assert line.startswith(f"{path}._target_: ")
+
+
+def test_check_calls_nothing_that_is_no_class_of_its_kind(
+    default: dict[str, Any], tmp_path: Path
+) -> None:
+    command = f"touch {tmp_path}/called"
+    (line,) = problems(changed(default, decoder={"_target_": "os.system", "command": command}))
+    assert line == "decoder._target_: os.system is not a mae_nas.decoders.Decoder"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_builds_nothing_of_which_a_part_is_foreign(
+    default: dict[str, Any], tmp_path: Path, mine: str
+) -> None:
+    # It is named as ours, and is not: whoever is given it must not be called.
+    foreign = {"_target_": "mae_nas.runs.files.Path"}
+    node = {"_target_": f"{mine}.AskingDecoder", "seed": 1, "inner": foreign}
+    (tmp_path / f"{mine}.py").write_text(MINE + "        open('built', 'w')\n")
+    lines = problems(changed(default, decoder=node), {f"{mine}.AskingDecoder"})
+    assert [line.split(":")[0] for line in lines] == ["decoder.inner._target_"]
+    assert not (tmp_path / "built").exists()
 
 
 def test_check_imports_nothing_foreign(default: dict[str, Any], mine: str) -> None:

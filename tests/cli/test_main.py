@@ -239,7 +239,9 @@ def test_search_of_a_users_class_continues_only_when_it_is_named_again(
     search_is: SearchIs, tmp_path: Path, capsys: Captured
 ) -> None:
     (tmp_path / "mine_again.py").write_text(
-        "class Mine:\n    def __init__(self, features, x: int) -> None: ...\n"
+        "from mae_nas.decoders import HierarchicalDecoder\n"
+        "class Mine(HierarchicalDecoder):\n"
+        "    def __init__(self, features, x: int) -> None: super().__init__(features, 1)\n"
     )
     search_is(lambda *_: 0)
     named = ["decoder=custom", "decoder._target_=mine_again.Mine", "decoder.x=1"]

@@ -56,7 +56,7 @@ def build(
         ValueError: the class cannot be found or is no `kind`, or the constructor refuses.
     """
     try:
-        target = check_kind(kind, import_target(node["_target_"]), node)
+        target = import_class(kind, node, path)
         wanted = inspect.signature(target).parameters
         injected = {name: facts[name] for name in facts if name in wanted and name not in node}
         return target(**arguments(node), **injected)
@@ -67,12 +67,12 @@ def build(
         raise ValueError(prefixed(path, " ".join(str(error).split()))) from error
 
 
-def check_kind(
-    kind: type[Built], target: Callable[..., object], node: Mapping[str, object]
-) -> type[Built]:
-    """ValueError unless a node's target is a subclass of `kind`: nothing else is ever called."""
+def import_class(kind: type[Built], node: Mapping[str, object], path: str) -> type[Built]:
+    """The node's class; ValueError unless it is a subclass of `kind`: nothing else is called."""
+    target = import_target(node["_target_"])
     if not (inspect.isclass(target) and issubclass(target, kind)):
-        raise ValueError(f"{node['_target_']} is not a {_public_name(kind)}")
+        where = f"{path}._target_: ".lstrip(".")
+        raise ValueError(f"{where}{node['_target_']} is not a {_public_name(kind)}")
     return target
 
 

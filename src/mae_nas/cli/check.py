@@ -11,9 +11,9 @@ from typing import Any, Literal, get_type_hints
 
 from torch import nn, zeros
 
-from mae_nas.checks import raise_all
+from mae_nas.checks import Checked, raise_all
 from mae_nas.cli.assemble import NODES, OPTIMIZERS, misfits
-from mae_nas.cli.build import FACTS, arguments, check_kind, import_target, prefixed
+from mae_nas.cli.build import FACTS, arguments, import_class, import_target, prefixed
 from mae_nas.cli.hints import describe, example, fits
 from mae_nas.cli.spelling import suggest
 
@@ -23,16 +23,13 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass(frozen=True)
-class Root:
+class Root(Checked):
     """The keys that belong to no plug-in, checked like every constructor."""
 
     name: str
     seed: int
     resume: str | None
     on_collapse: Literal["warn", "stop"]
-
-    def __post_init__(self) -> None:
-        raise_all(self._problems())
 
     def _problems(self) -> Iterator[str]:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -54,18 +51,19 @@ def check(config: Mapping[str, Any], named: Collection[str] | None = None) -> No
     problems = list(_structure_problems(config, nodes))
     problems += [_refusal(p, n["_target_"]) for p, n in nodes.items() if not _may_import(n, named)]
     raise_all(problems)  # nothing is imported before every name may be
-    targets: dict[str, Target] = {}
+    root = {key: value for key, value in config.items() if key not in NODES}
+    targets: dict[str, Target] = {"": Root}
     for path, node in nodes.items():
         try:
             targets[path] = _target(path, node, named)
         except ValueError as error:
             problems.append(str(error))
     # Nor is anything built with a part that may not be.
-    broken = {path.partition(".")[0] for path in nodes.keys() - targets.keys()}
-    targets[""], nodes[""] = Root, {k: v for k, v in config.items() if k not in NODES}
+    refused = {path.partition(".")[0] for path in nodes.keys() - targets.keys()}
+    broken = set(refused)
     for path, target in targets.items():
-        section = path.partition(".")[0]
-        found = list(_node_problems(path, nodes[path], target, may_build=section not in broken))
+        section, node = path.partition(".")[0], nodes.get(path, root)
+        found = list(_node_problems(path, node, target, section not in refused))
         problems += found
         broken |= {section} if found else set()
     raise_all(dict.fromkeys([*problems, *misfits(config, broken)]))
@@ -110,11 +108,10 @@ def _may_import(node: Mapping[str, Any], named: Collection[str] | None) -> bool:
 
 def _target(path: str, node: Mapping[str, Any], named: Collection[str] | None) -> Target:
     """The node's class; ValueError in one line if there is none such, or it may not be used."""
+    kind = {**NODES, **OPTIMIZERS}.get(path)
     try:
-        target = import_target(node["_target_"])
+        target = import_class(kind, node, path) if kind else import_target(node["_target_"])
         inspect.signature(target)  # ValueError for builtins that have none
-        if path in (*NODES, *OPTIMIZERS):
-            check_kind({**NODES, **OPTIMIZERS}[path], target, node)
     except ValueError as error:
         raise ValueError(prefixed(f"{path}._target_", str(error))) from error
     # `mae_nas.x.os.system` begins well and leads elsewhere: what counts is where it was made.

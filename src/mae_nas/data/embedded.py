@@ -1,5 +1,6 @@
 """Images that need no file of the user's: digits, photographs and synthetic patterns."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,12 +77,10 @@ class Synthetic(ImageSource):
 
     natural_side = 32
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.images < 1 or self.channels < 1:
-            raise ValueError(
-                f"data.images, data.channels: {self.images}, {self.channels}; both are 1 or more"
-            )
+            yield f"data.images, data.channels: {self.images}, {self.channels}; both are 1 or more"
 
     def known_channels(self) -> int:
         return self.channels

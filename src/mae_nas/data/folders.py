@@ -1,6 +1,7 @@
 """Data sets in folders of the user's: any images, ImageNet, CIFAR-10 and CIFAR-100."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -33,12 +34,10 @@ class Folder(ImageSource):
     cache: str | None = "auto"
     flip: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.channels != "auto" and self.channels < 1:
-            raise ValueError(
-                f"data.channels: {self.channels} is not a number of channels; use auto"
-            )
+            yield f"data.channels: {self.channels} is not a number of channels; use auto"
 
     def known_channels(self) -> int | None:
         return None if self.channels == "auto" else self.channels
@@ -66,10 +65,10 @@ class ImageNet(ImageSource):
     natural_side = 224
     natural_channels = 3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if not 0 < self.fraction <= 1:
-            raise ValueError(f"data.fraction: {self.fraction} is not in (0, 1]")
+            yield f"data.fraction: {self.fraction} is not in (0, 1]"
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
         root, side = Path(self.root).expanduser(), self.known_side() or 224

@@ -1,18 +1,19 @@
 """What every data set is: where its training images come from and how they may be varied."""
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from mae_nas.checks import Checked
 from mae_nas.data.store import ImageStore
 
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclass(kw_only=True)
-class ImageSource(ABC):
+class ImageSource(Checked):
     """A data set of unlabelled training images. Subclasses are dataclasses that add fields.
 
     Args:
@@ -39,21 +40,19 @@ class ImageSource(ABC):
     natural_side: ClassVar[int | None] = None
     natural_channels: ClassVar[int | None] = None
 
-    def __post_init__(self) -> None:
+    def _problems(self) -> Iterator[str]:
         if self.side != "auto" and self.side < 1:
-            raise ValueError(f"data.side: {self.side} is not a number of pixels; use auto or 32")
+            yield f"data.side: {self.side} is not a number of pixels; use auto or 32"
         if self.crop_padding < 0:
-            raise ValueError(f"data.crop_padding: {self.crop_padding} is below 0")
+            yield f"data.crop_padding: {self.crop_padding} is below 0"
         if self.held_out < 1:
-            raise ValueError(f"data.held_out: {self.held_out} leaves no image to judge by; use 1+")
+            yield f"data.held_out: {self.held_out} leaves no image to judge by; use 1+"
         if self.split not in ("random", "ordered"):
-            raise ValueError(f"data.split: {self.split!r} is not one of random, ordered")
+            yield f"data.split: {self.split!r} is not one of random, ordered"
         try:
             re.compile(self.group)
         except re.error as error:
-            raise ValueError(
-                f"data.group: {self.group!r} is not none, parent or a regular expression: {error}"
-            ) from error
+            yield f"data.group: {self.group!r} is not none, parent or a regular expression: {error}"
 
     def known_side(self) -> int | None:
         """The side if it is known before any data is read."""

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from mae_nas.backbone import FeatureInfo
-from mae_nas.decoders.base import Decoder, initialise
+from mae_nas.decoders.base import Decoder, initialise, kernel_problems
 
 
 class HierarchicalDecoder(Decoder):
@@ -41,14 +41,13 @@ class HierarchicalDecoder(Decoder):
         kernel: int | Literal["auto"] = "auto",
         upsample: Literal["nearest", "shuffle"] = "nearest",
     ) -> None:
-        super().__init__(features, taps)
         q = features[0].stride
         if kernel == "auto":
             kernel = 3 if q <= 2 else 1
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel {kernel}: must be odd, e.g. 1 or 3, or auto")
+        problems = list(kernel_problems(kernel))
         if upsample not in ("nearest", "shuffle"):
-            raise ValueError(f"upsample {upsample!r}: must be nearest or shuffle")
+            problems.append(f"upsample {upsample!r}: must be nearest or shuffle")
+        super().__init__(features, taps, problems)
         self.kernel = kernel
 
         def head(feature: FeatureInfo) -> nn.Module:

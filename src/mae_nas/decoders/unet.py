@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mae_nas.backbone import FeatureInfo
-from mae_nas.decoders.base import Decoder, initialise
+from mae_nas.decoders.base import Decoder, initialise, kernel_problems
 
 
 class _Up(nn.Sequential):
@@ -48,11 +48,9 @@ class UNetDecoder(Decoder):
         width: int = 64,
         kernel: int = 3,
     ) -> None:
-        super().__init__(features, taps)
+        super().__init__(features, taps, list(kernel_problems(kernel)))
         q, coarsest = features[0].stride, features[self.taps[-1] - 1]
         blocks = int(math.log2(coarsest.stride // q))
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel {kernel}: must be odd, e.g. 1 or 3")
         if width < 1 or width % 2**blocks:
             raise ValueError(f"width {width}: must be a multiple of {2**blocks}, e.g. 64")
         self.enter = nn.Conv2d(coarsest.channels, width, 1)

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from mae_nas.checks import Checked
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger("mae_nas")
@@ -23,7 +24,7 @@ READINGS = 50
 
 
 @dataclass(frozen=True)
-class TrainerSettings:
+class TrainerSettings(Checked):
     """Length and means of a run.
 
     Args:
@@ -48,23 +49,21 @@ class TrainerSettings:
     checkpoint_seconds: float = 60.0
     log_every: int = 10
 
-    def __post_init__(self) -> None:
+    def _problems(self) -> Iterator[str]:
         for name in ("max_epochs", "max_steps", "batch_size", "accumulate", "log_every"):
             value = getattr(self, name)
             if value not in ("auto", None) and value < 1:
-                raise ValueError(f"{name} {value}: must be at least 1")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate {self.accumulate}: must divide batch_size {self.batch_size}"
-            )
+                yield f"{name} {value}: must be at least 1"
+        if self.accumulate > 0 and self.batch_size % self.accumulate:
+            yield f"accumulate {self.accumulate}: must divide batch_size {self.batch_size}"
         known = get_args(Precision)
         if self.precision not in known:
-            raise ValueError(f"precision {self.precision!r}: must be one of {', '.join(known)}")
+            yield f"precision {self.precision!r}: must be one of {', '.join(known)}"
         available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if self.accelerator in available and not available[self.accelerator]():
-            raise ValueError(f"accelerator {self.accelerator}: none is here; use auto or cpu")
+            yield f"accelerator {self.accelerator}: none is here; use auto or cpu"
         if not self.checkpoint_seconds > 0:  # NaN too
-            raise ValueError(f"checkpoint_seconds {self.checkpoint_seconds}: must be positive")
+            yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
 
     def epochs(self, steps_per_epoch: int) -> int:
         """The length of the schedule in epochs."""

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 from mae_nas.batch import Batch
+from mae_nas.checks import Checked
 from mae_nas.objectives import Encode, Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.search.bilevel import Loss, VirtualStep, mean_gradient, unrolled_gradient
@@ -26,7 +27,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class BilevelSettings:
+class BilevelSettings(Checked):
     """How the two levels are stepped (DARTS, Sec. 3.1; the paper follows DARTS-'s protocols).
 
     Args:
@@ -47,13 +48,13 @@ class BilevelSettings:
     warmup_epochs: int = 0
     second_order: bool = False
 
-    def __post_init__(self) -> None:
-        if not self.grad_clip > 0:  # NaN too
-            raise ValueError(f"grad_clip {self.grad_clip}: must be positive, e.g. 5.0")
+    def _problems(self) -> Iterator[str]:  # comparisons that NaN fails
+        if not self.grad_clip > 0:
+            yield f"grad_clip {self.grad_clip}: must be positive, e.g. 5.0"
         if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs}: must be 0 or more")
-        if self.min_lr < 0:
-            raise ValueError(f"min_lr {self.min_lr}: must be 0 or more, e.g. 0.001")
+            yield f"warmup_epochs {self.warmup_epochs}: must be 0 or more"
+        if not self.min_lr >= 0:
+            yield f"min_lr {self.min_lr}: must be 0 or more, e.g. 0.001"
 
 
 class SearchModule(pl.LightningModule):
