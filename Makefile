@@ -16,6 +16,7 @@ install: $(VENV)/installed ## make .venv with everything in it
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mae_nas needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch and the rest into $(VENV): some 6 GB, some minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 

@@ -76,7 +76,8 @@ def test_compose_reports_all_mistakes_at_once() -> None:
         ("decoder=custom", "decoder._target_: needed, e.g. decoder._target_=my_module.MyClass"),
         ("mask@x=default", "mask@x=default: packages (@) are not used here; write mask=…"),
         ("mask.ratio", "mask.ratio: cannot be read as key=value; "),
-        ("seed=range(3)", "seed=range(3): one value at a time (sweeps are not available "),
+        ("seed=range(3)", "seed=range(3): one value at a time (there are no sweeps yet); a list"),
+        ("experiment=demo,null_arm", "experiment=demo,null_arm: one value at a time (there are "),
         ("seed=${nope}", "seed: Interpolation key 'nope' not found"),
         (
             "name=${oc.env:MAE_NAS_UNSET}",
@@ -123,6 +124,14 @@ def test_compose_finds_the_users_own_folder(tmp_path: Path) -> None:
     (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nname: mine\nseed: 7\n")
     composed = compose(["experiment=mine"], folder)
     assert (composed.config["name"], composed.config["seed"]) == ("mine", 7)
+
+
+def test_compose_says_what_a_users_experiment_lacks(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("trainer: {batch_size: 8}\n")
+    line = r"^experiment/mine\.yaml: its first line must be `# @package _global_`$"
+    with pytest.raises(ValueError, match=line):
+        compose(["experiment=mine"], tmp_path)
 
 
 def test_compose_refuses_a_missing_or_broken_users_folder(tmp_path: Path) -> None:

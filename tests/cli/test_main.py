@@ -107,6 +107,18 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert said.startswith(f"mae-nas: {line}")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = "from mae_nas.cli.main import main; import sys; sys.exit(main(['search', '--help']))"
+    line = f'"{sys.executable}" -c "{program}" | head -n 0'
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.stderr == b""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

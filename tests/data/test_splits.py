@@ -64,6 +64,9 @@ def test_names_that_do_not_match_are_their_own_groups() -> None:
     store = store_of(["scan7_a", "x", "scan7_b", "y", "scan8_a"])
     groups = group_images(store.files, r"scan(\d+)", store.digests)
     assert groups.tolist() == [0, 1, 0, 2, 3]
+    line = r"^data\.group: .* matches none of 2 files; .* such as cat/0_a$"
+    with pytest.raises(ValueError, match=line):
+        group_images(["cat/0_a", "cat/1_a"], r"^(\w+)_", store.digests[:2])
 
 
 def test_exact_duplicates_share_a_group_across_folders() -> None:

@@ -64,6 +64,10 @@ def test_search_ends_with_a_drawn_genotype_and_a_record(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("verdict ok at step 2: ") for line in lines)
     assert any(line.endswith("genotype.json") for line in lines)
+    # Two steps teach nothing, and the search says so.
+    assert min(summary["yardsticks"].values()) < summary["final"]["held_out_loss"]
+    assert not summary["beats_yardsticks"]
+    assert any(line.startswith("no better than constant ") for line in lines)
     log = (run / "train.log").read_text()
     assert "verdict ok at step 2" in log
     assert log[:2] == "20"  # a timestamp
@@ -154,6 +158,8 @@ def test_the_record_has_the_names_that_scripts_rely_on(finished: Callable[..., P
     assert summary["skip_counts"].keys() == summary["skip_chance"].keys() == {"normal", "reduce"}
     assert summary["mask_ratio"] == {"nominal": 0.5, "effective": 0.5}
     assert summary["yardsticks"].keys() == {"constant", "visible_mean"}
+    best = min(summary["yardsticks"].values())
+    assert summary["beats_yardsticks"] == (summary["final"]["held_out_loss"] < best)
     assert (summary["epochs"], summary["steps_per_epoch"], summary["readings"]) == (2, 6, 12)
     for name in ("wall_seconds", "images_per_second", "peak_memory_bytes"):
         assert summary[name] > 0
@@ -176,7 +182,16 @@ SUMMARY_KEYS = [
     *("name", "state", "verdict", "final", "skip_counts", "skip_chance", "entropy"),
     *("undetermined", "readings", "genotype", "seed", "device", "wall_seconds"),
     *("images_per_second", "waiting_share", "peak_memory_bytes", "backend", "yardsticks"),
-    *("mask_ratio", "costs", "skipped_files", "data", "epochs", "steps_per_epoch", "config"),
+    *(
+        "beats_yardsticks",
+        "mask_ratio",
+        "costs",
+        "skipped_files",
+        "data",
+        "epochs",
+        "steps_per_epoch",
+        "config",
+    ),
     *("config_hash", "overrides", "git", "versions"),
 ]
 
@@ -298,7 +313,10 @@ def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys
     assert search(*pushed, "hydra.run.dir=b") == 0
     assert summary_of(tmp_path / "b")["verdict"] == "collapsed"
     assert summary_of(tmp_path / "b")["final"]["step"] == 5
-    assert "verdict collapsed at step 3: 8 of 8 edges" in capsys.readouterr().out
+    assert (
+        "verdict collapsed at step 3: the normal cell keeps 8 skips in 8 edges"
+        in capsys.readouterr().out
+    )
 
 
 # Bad input --------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def assemble(config: Config, side: int, channels: int, broken: Collection[str] =
 
     facts: dict[str, object] = {"channels": channels, "side": side}
     space = facts["space"] = part("space", lambda: made(SearchSpace, "space"), S0)
-    masking = facts["masking"] = part("mask", fitting_mask, Masking)
+    masking = facts["masking"] = part("mask", fitting_mask, lambda: Masking(patch_size=1))
     plan = part(
         "supernet",
         lambda: made(SupernetSize, "supernet").plan(space, side),

@@ -5,7 +5,7 @@ against the YAML alone, so nothing here imports torch; `check.py` then checks va
 constructors.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
             raise ValueError("\n".join([*judged.problems, str(error)])) from error
         raw = unresolved(tree)
         problems = [*judged.problems, *_unset_problems(tree, raw)]
+        for group in OPTIONAL:
+            if group in raw:
+                file = f"{group}/{tree.hydra.runtime.choices[group]}.yaml"
+                problems.append(f"{file}: its first line must be `# @package _global_`")
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
@@ -80,8 +84,8 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
 def _judge(texts: list[str], library: Library) -> _Judged:
     """Split `texts` into what can be composed and lines about what cannot."""
     judged = _Judged()
-    overrides = list(_parse(texts, judged.problems))
     groups = library.groups()
+    overrides = list(_parse(texts, groups, judged.problems))
     for override in overrides:
         if override.key_or_group in groups:
             _judge_group(override, groups[override.key_or_group], judged)
@@ -106,7 +110,7 @@ def _judge(texts: list[str], library: Library) -> _Judged:
     return judged
 
 
-def _parse(texts: list[str], problems: list[str]) -> Iterator[Override]:
+def _parse(texts: list[str], groups: Collection[str], problems: list[str]) -> Iterator[Override]:
     parser = OverridesParser.create()
     for text in texts:
         try:
@@ -119,10 +123,9 @@ def _parse(texts: list[str], problems: list[str]) -> Iterator[Override]:
         if override.package is not None:
             problems.append(f"{text}: packages (@) are not used here; write {key}=…")
         elif override.is_sweep_override():
-            problems.append(
-                f"{text}: one value at a time (sweeps are not available in this version); "
-                f"a list is written {key}=[a,b], text with commas '{key}=\"a,b\"'"
-            )
+            hint = f"a list is written {key}=[a,b], text with commas '{key}=\"a,b\"'"
+            hint = "a group takes one name" if key in groups else hint
+            problems.append(f"{text}: one value at a time (there are no sweeps yet); {hint}")
         else:
             yield override
 

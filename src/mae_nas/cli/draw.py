@@ -1,17 +1,28 @@
 """`mae-nas draw`: a picture of a genotype."""
 
+import textwrap
 from pathlib import Path
 
 from mae_nas.cli.spelling import suggest
 
-USAGE = """\
+_USAGE = """\
 mae-nas draw genotype=FILE|RUN|NAME|TEXT [output=PATH]
 
 Draw both cells of a genotype.
   genotype   genotype.json, a run folder, a published name (DARTS_V2), or DARTS's text
              'Genotype(normal=[...], ...)'
   output     a .png or .svg file; without a suffix, both (default: genotype)
+Published names:
+  {names}
 """
+
+
+def usage() -> str:
+    """What may be said, with all published names."""
+    from mae_nas.genotype import PUBLISHED
+
+    names = textwrap.wrap(", ".join(PUBLISHED), 78)
+    return _USAGE.format(names="\n  ".join(names))
 
 
 def draw(arguments: list[str]) -> list[str]:

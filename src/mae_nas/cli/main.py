@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read our lines has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION
@@ -109,10 +112,10 @@ def _run(decision: "Decision", overrides: list[str]) -> int:
 
 
 def _draw(arguments: list[str]) -> int:
-    from mae_nas.cli.draw import USAGE, draw
+    from mae_nas.cli.draw import draw, usage
 
     if not arguments or arguments[0] in ("-h", "--help"):
-        return _say(USAGE)
+        return _say(usage())
     return _say("\n".join(draw(arguments)))
 
 

@@ -1,6 +1,7 @@
 """`mae-nas search`: what happens from a checked configuration to the exit code."""
 
 import logging
+import math
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,16 +84,19 @@ def run_search(
             ProgressReport(readings.last_step, clock, readings, console),
         ]
         logger = build(LoggerSettings, config["logger"], {}, "logger")
-        loggers = logger.loggers(folder.path, config["name"])
-        trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
-        code = fit(trainer, run, checkpoint, stopper)
-        if code == DONE:
-            device = trainer.strategy.root_device
-            run.module.to(device)  # Lightning leaves it on the CPU
-            gallery.settle()
-            code = stop_code(stopper, readings)
-            finish(run, origin, readings, clock, device)
-        logger.close(code)
+        code = FAILED
+        try:
+            loggers = logger.loggers(folder.path, config["name"])
+            trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
+            code = fit(trainer, run, checkpoint, stopper)
+            if code == DONE:
+                device = trainer.strategy.root_device
+                run.module.to(device)  # Lightning leaves it on the CPU
+                gallery.settle()
+                code = stop_code(stopper, readings)
+                finish(run, origin, readings, clock, device)
+        finally:
+            logger.close(code)
         return code
 
 
@@ -107,8 +111,8 @@ def announce(run: Run) -> None:
     skipped = cast("list[dict[str, str]]", facts["skipped_files"])
     for entry in skipped[:5]:
         log.warning("skipped %s: %s", entry["file"], entry["reason"])
-    if len(skipped) > 5:
-        log.warning("… and %d more, named in summary.json", len(skipped) - 5)
+    if skipped:
+        log.warning("%d files skipped; summary.json names them all", len(skipped))
     log.info(
         "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps",
         *(masking.ratio, masking.effective_ratio(run.data.side)),
@@ -116,8 +120,12 @@ def announce(run: Run) -> None:
         *(run.module.epochs, run.module.steps_per_epoch),
     )
     if run.yardsticks:
-        known = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in run.yardsticks.items())
-        log.info("loss of predictors that learn nothing: %s", known)
+        log.info("loss of predictors that learn nothing: %s", yardstick_words(run))
+
+
+def yardstick_words(run: Run) -> str:
+    """The yardsticks as "constant 0.842, visible mean 0.714"."""
+    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in run.yardsticks.items())
 
 
 def make_readings(run: Run) -> Readings:
@@ -183,7 +191,7 @@ def finish(
         clock: of the run.
         device: that it ran on.
     """
-    data, masking = run.data.describe(), run.parts.masking
+    data, masking, last = run.data.describe(), run.parts.masking, readings.readings[-1]
     state = "finished" if readings.is_complete else "stopped"
     record = {
         "name": run.config["name"],
@@ -197,6 +205,7 @@ def finish(
         "peak_memory_bytes": peak_memory(device),
         "backend": "reference",  # the implementation of the supernet's cells
         "yardsticks": run.yardsticks,
+        "beats_yardsticks": last.held_out_loss < min(run.yardsticks.values(), default=math.inf),
         "mask_ratio": {
             "nominal": masking.ratio,
             "effective": masking.effective_ratio(run.data.side),
@@ -211,11 +220,12 @@ def finish(
         **origin,
     }
     write_json(run.folder.summary, record)
-    last = readings.readings[-1]
     log.info("%s", verdict_line(last))
     log.info("held-out loss %.4f after %d steps", last.held_out_loss, last.step)
+    if not record["beats_yardsticks"]:
+        log.warning("no better than %s: nothing learned yet", yardstick_words(run))
     log.info("genotype   %s", run.folder.genotype)
-    log.info("pictures   %s", run.folder.plots)
+    log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
     log.info("summary    %s", run.folder.summary)
     if record["state"] == "stopped":
         log.info("to go on   the same command with resume=auto hydra.run.dir=%s", run.folder.path)

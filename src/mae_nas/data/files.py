@@ -30,7 +30,10 @@ def check_folder(root: Path) -> None:
     try:
         os.scandir(root).close()
     except FileNotFoundError:
-        raise OSError(f"data.root: {root} does not exist; give a folder of images") from None
+        raise OSError(
+            f"data.root: {root} does not exist; give a folder of images, "
+            "or set MAE_NAS_DATA to where the data sets lie"
+        ) from None
     except NotADirectoryError:
         raise OSError(f"data.root: {root} is a file; give the folder that holds it") from None
     except OSError as error:

@@ -23,8 +23,8 @@ class ImageSource(Checked):
         crop_padding: border around an image from which windows may be cut, in pixels.
         split: weight and architecture halves by a seeded permutation, or `ordered` as in DARTS.
         group: what must not be divided between splits: `none` (exact duplicates only), `parent`
-            (a file's folder), or a regular expression on the file's name: its first group, or else
-            all that it matches, names the group.
+            (a file's folder), or a regular expression searched for in the file's path below the
+            root: its first group, or else all that it matches, names the group.
         held_out: images of the architecture half that are kept for the masked loss of readings; at
             most 10 % of all. Not stated in the paper; we use 2,000, so that the weight half, and
             with it the number of steps, stays as published.

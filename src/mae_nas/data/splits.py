@@ -81,6 +81,11 @@ def _held_out(groups: Sequence[NDArray[np.int64]], room: int) -> set[int]:
 def group_images(files: Sequence[str], rule: str, digests: NDArray[np.uint8]) -> NDArray[np.int64]:
     """A group for each image, numbered by first appearance; exact duplicates share theirs: (N,)."""
     leader = list(range(len(files)))
+    if rule not in ("none", "parent") and not any(re.search(rule, name) for name in files):
+        raise ValueError(
+            f"data.group: {rule!r} matches none of {len(files)} files; it is searched for in paths "
+            f"below data.root such as {files[0]}"
+        )
 
     def find(i: int) -> int:
         while leader[i] != i:

@@ -78,7 +78,7 @@ class Clock(pl.Callback):
 
 
 class Metrics(pl.Callback):
-    """A row of metrics.csv, and of the logger if there is one, every few steps.
+    """A row of metrics.csv, and of the logger if there is one, at step 1 and every few steps.
 
     Rows hold the step's own values, not a running mean, so that a resumed run writes the same ones.
     """
@@ -92,7 +92,7 @@ class Metrics(pl.Callback):
         self.table.cut(trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every == 0 or trainer.global_step == 1:
             row = metrics_row(module)
             row |= {"seconds": self.clock.total, "waiting_share": self.clock.waiting_share}
             self.table.append(row)
@@ -211,9 +211,9 @@ def verdict_line(reading: Reading) -> str:
     """The verdict in words, skips beside what chance gives."""
     skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
     return (
-        f"verdict {reading.verdict} at step {reading.step}: {skips} of {edges} edges of the normal "
-        f"cell are skips, as many as {100 * reading.chance['normal']:.1f} % of noise cells have or "
-        "exceed"
+        f"verdict {reading.verdict} at step {reading.step}: the normal cell keeps {skips} skips in "
+        f"{edges} edges; of cells derived from noise, {100 * reading.chance['normal']:.1f} % keep "
+        f"{skips} or more"
     )
 
 
@@ -261,7 +261,7 @@ class StopOnSignal(pl.Callback):
             is_second, self.received = self.received is not None, number
             if is_second:
                 raise KeyboardInterrupt
-            log.info("Stopping after this step (again to stop at once)")
+            log.info("Stopping after this step and a last reading (again to stop at once)")
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)

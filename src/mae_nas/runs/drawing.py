@@ -85,7 +85,7 @@ def _caption(kind: str, cell: CellGenotype) -> str:
     # By name: a genotype may come without a space, whose primitives say themselves what is a skip.
     skips = sum(edge.primitive == "skip_connect" for edge in cell.edges)
     stride = "; stride 2 where an operation reads an input" if kind == "reduce" else ""
-    return f"{len(cell.edges)} operations, skips: {skips}{stride}"
+    return f"operations: {len(cell.edges)}, skips: {skips}{stride}"
 
 
 @canvas.styled

@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import lightning.pytorch as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from mae_nas.runs.callbacks import Clock, Readings, metrics_row
 from mae_nas.search import SearchModule
@@ -34,8 +35,14 @@ class ProgressReport(pl.Callback):
 
     def __post_init__(self) -> None:
         self.has_bar = self.console.is_terminal
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress("search", *columns, "{task.fields[status]}", console=self.console)
+        whole = Column(no_wrap=True)  # on a narrow terminal the status wraps, the rest stays
+        self.bar = Progress(
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=whole),
+            TimeRemainingColumn(table_column=whole),
+            TextColumn("{task.fields[status]}", table_column=Column()),
+            console=self.console,
+        )
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         done = trainer.global_step
