@@ -72,7 +72,8 @@ def plot_alpha_heatmaps(
     for axes, (kind, values) in zip(panels, weights.items(), strict=True):
         _draw_tiles(axes, values, edges, primitives[kind], genotype.cells[kind])
         axes.set_title(canvas.TITLES[kind], pad=12)
-    figure.supxlabel("mixture weight; outlined: kept in the genotype", fontsize=10)
+    note = "mixture weight, shaded by its distance from uniform; outlined: kept (none never is)"
+    figure.supxlabel(note, fontsize=10)
     return canvas.save(figure, Path(folder) / "alpha")
 
 
