@@ -95,6 +95,21 @@ def test_unrolled_gradient_converges_to_the_exact_one_as_the_square_of_the_radiu
     assert errors[-1] < 1e-3 * distance(first, expected)
 
 
+def test_weights_are_perturbed_by_a_hundredth_in_norm() -> None:
+    (train, val), weights, alphas = problem()
+    seen: list[Tensor] = []
+
+    def recording() -> Tensor:
+        seen.append(torch.cat([weight.detach().flatten() for weight in weights]))
+        return train(weights, alphas)
+
+    virtual = VirtualStep(LR, MOMENTUM, DECAY, momentum_of(weights))
+    unrolled_gradient([recording], [lambda: val(weights, alphas)], weights, alphas, virtual)
+    at, plus, minus = seen
+    torch.testing.assert_close(plus - at, at - minus)
+    assert float((plus - at).norm()) == pytest.approx(0.01)  # R·‖v‖, DARTS, Sec. 2.3
+
+
 def test_unrolled_gradient_returns_the_loss_at_the_virtual_weights() -> None:
     losses, weights, alphas = problem()
     train, val = losses
