@@ -10,13 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from mae_nas.cli import codes
-from mae_nas.cli.assemble import assemble
-from mae_nas.cli.build import FACTS, build, import_target
+from mae_nas.cli.assemble import Maker, assemble
+from mae_nas.cli.build import FACTS, import_target
 from mae_nas.cli.check import check
 from mae_nas.cli.compose import compose
 from mae_nas.cli.library import conf_dir
 from mae_nas.keys import leaves
-from mae_nas.relaxations import Relaxation
 
 GOLDEN = Path(__file__).parent / "golden" / "public_names.json"
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
@@ -49,8 +48,9 @@ def test_every_option_composes_and_fits_its_constructors(option: str) -> None:
 )
 def test_every_option_that_needs_the_datas_shape_is_built(option: str) -> None:
     config = compose([option]).config
-    parts = assemble(config, side=32, channels=3)
-    build(Relaxation, config["relaxation"], {"space": parts.space}, "relaxation")
+    maker = Maker(config)
+    assert assemble(maker, side=32, channels=3) is not None
+    assert maker.problems == []
 
 
 def test_every_plug_in_group_takes_a_class_of_the_users() -> None:

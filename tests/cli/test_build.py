@@ -36,11 +36,6 @@ def test_build_gives_facts_to_who_asks(target: str) -> None:
     assert values(build(object, {"_target_": target, "size": 7}, {**facts, "seed": 9})) == (7, 3, 9)
 
 
-def test_build_prefers_the_node_to_a_fact(target: str) -> None:
-    node = {"_target_": target, "size": 7, "channels": 1}
-    assert values(build(object, node, {"channels": 3})) == (7, 1, 5)
-
-
 def test_build_says_which_node_is_wrong(target: str) -> None:
     with pytest.raises(ValueError, match=r"^decoder: size -1: must not be negative$"):
         build(object, {"_target_": target, "size": -1}, {"channels": 3}, "decoder")

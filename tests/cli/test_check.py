@@ -1,4 +1,5 @@
 import copy
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from mae_nas.cli.check import check
 from mae_nas.cli.compose import compose
 from mae_nas.cli.hints import describe, fits
 
+ADAM = {"_target_": "torch.optim.Adam"}
+IMAGENET = {"_target_": "mae_nas.data.ImageNet", "root": "/images"}
 MINE = """
 from collections.abc import Sequence
 from mae_nas.decoders import HierarchicalDecoder
@@ -224,16 +227,97 @@ def test_check_calls_nothing_that_is_no_class_of_its_kind(
     assert list(tmp_path.iterdir()) == []
 
 
+BUILT = """
+from mae_nas.objectives import Reconstruction
+class Eager(Mine):
+    def __init__(self, features, channels: int, inner=None) -> None:
+        super().__init__(features, channels, 1)
+        open("built", "w")
+class EagerObjective(Reconstruction):
+    def __init__(self, decoder, features, side, masking, inner=None) -> None:
+        super().__init__(decoder, features, side, masking)
+        open("built", "w")
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective__target": "foo"}, "objective.target: 'foo' is not one of image, permuted"),
+        (
+            {"objective__target": "permuted", "trainer__accumulate": 2},
+            "objective.target=permuted takes the target from the same micro-batch",
+        ),
+        ({"objective__target": "permuted", "trainer__batch_size": 1}, "objective.target=permuted "),
+        ({"objective__side": 64}, "objective.side: is a fact of the data and the other sections"),
+        ({"decoder__channels": 3}, "decoder.channels: is a fact of the data"),
+        ({"search__second_order": True, "search__weight_optimizer": ADAM}, "search.second_order: "),
+        ({"efficiency__workers": -1}, "efficiency: workers -1: must be 0 or more, or auto"),
+        (
+            {"space": {"_target_": "MINE.Misspelt"}},
+            "space: Misspelt: no operation sep_conv_9x9; known: none, ",
+        ),
+        (
+            {"relaxation": {"_target_": "MINE.Hot", "temperature": -1}},
+            "relaxation: temperature -1: must be positive",
+        ),
+        ({"decoder": {"_target_": "MINE.Wide", "width": -1}}, "decoder: Trying to create tensor"),
+        (
+            {"data": IMAGENET | {"fraction": 3.0}, "mask__patch_size": 14},
+            "data.fraction: 3.0 is not in (0, 1]",
+        ),
+    ],
+)
+def test_check_tells_each_mistake_once_and_nothing_else(
+    default: dict[str, Any], mine: str, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    (tmp_path / f"{mine}.py").write_text(MINE + PLUGINS)
+    config = changed(default, **json.loads(json.dumps(changes).replace("MINE", mine)))
+    (line,) = problems(config)
+    assert line.startswith(said)
+
+
+PLUGINS = """
+from torch import nn
+class Misspelt(S2):
+    candidates = ("skip_connect", "sep_conv_9x9")
+class Hot(DARTS):
+    def __init__(self, space, temperature: float = 1.0) -> None:
+        super().__init__(space)
+        if temperature <= 0:
+            raise ValueError(f"temperature {temperature}: must be positive")
+class Wide(Mine):
+    def __init__(self, features, channels: int, width: int = 8) -> None:
+        super().__init__(features, channels, 1)
+        self.paint = nn.Conv2d(channels, width, 3)
+"""
+
+
+def test_check_accepts_what_a_constructor_has_a_default_for(default: dict[str, Any]) -> None:
+    config = changed(default)
+    for section, key in {"mask": "patch_size", "trainer": "accumulate"}.items():
+        del config[section][key]
+    check(config)
+    check(changed(config, objective__target="permuted"))
+
+
+def test_check_does_not_guess_the_side_of_a_folder(default: dict[str, Any]) -> None:
+    # 32 × 32 patches suit the stem that folders of small images get, though not that of large ones.
+    folder = {"_target_": "mae_nas.data.Folder", "root": "/images"}
+    check(changed(default, data=folder, mask__mode="sparse", mask__patch_size=32))
+
+
 def test_check_builds_nothing_of_which_a_part_is_foreign(
     default: dict[str, Any], tmp_path: Path, mine: str
 ) -> None:
     # It is named as ours, and is not: whoever is given it must not be called.
     foreign = {"_target_": "mae_nas.runs.files.Path"}
-    node = {"_target_": f"{mine}.AskingDecoder", "seed": 1, "inner": foreign}
-    (tmp_path / f"{mine}.py").write_text(MINE + "        open('built', 'w')\n")
-    lines = problems(changed(default, decoder=node), {f"{mine}.AskingDecoder"})
-    assert [line.split(":")[0] for line in lines] == ["decoder.inner._target_"]
-    assert not (tmp_path / "built").exists()
+    (tmp_path / f"{mine}.py").write_text(MINE + BUILT)
+    for section, name in {"decoder": "Eager", "objective": "EagerObjective"}.items():
+        node = {"_target_": f"{mine}.{name}", "inner": foreign}
+        lines = problems(changed(default, **{section: node}), {f"{mine}.{name}"})
+        assert [line.split(":")[0] for line in lines] == [f"{section}.inner._target_"]
+        assert not (tmp_path / "built").exists()
 
 
 def test_check_imports_nothing_foreign(default: dict[str, Any], mine: str) -> None:

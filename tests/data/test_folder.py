@@ -103,6 +103,7 @@ def nasty_folder(root: Path) -> None:
     bomb = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
     (root / "bomb.png").write_bytes(bomb + struct.pack(">I4s", 0, b"IDAT"))
     np.save(root / "stack.npy", np.zeros((32, 32, 7), np.uint16))
+    Image.new("L", (1, 60_000_000)).save(root / "thread.png")  # 32 pixels wide it would be a bomb
 
 
 def test_nasty_folder_keeps_what_is_readable_and_names_the_rest(
@@ -113,7 +114,8 @@ def test_nasty_folder_keeps_what_is_readable_and_names_the_rest(
     readable = ["dot.png", "moving.gif", "print.jpg", "scan.png", "sub folder/größe 図 1.png"]
     assert list(store.files) == readable
     assert {name for name, _ in store.skipped} == {
-        *("bomb.png", "empty.png", "gone.png", "half.jpg", "pipe.png", "stack.npy", "text.png")
+        *("bomb.png", "empty.png", "gone.png", "half.jpg", "pipe.png", "stack.npy", "text.png"),
+        "thread.png",
     }
     reasons = dict(store.skipped)
     assert "truncated" in reasons["half.jpg"]

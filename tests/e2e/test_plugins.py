@@ -149,6 +149,41 @@ def test_arguments_of_own_classes_are_checked_like_ours(
     assert before == sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__")
 
 
+def test_the_decoder_of_the_readme_searches(search: Search, tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    named = ["decoder=custom", "decoder._target_=mine.MyDecoder", "decoder.width=3"]
+    assert search(*named, "trainer.max_steps=2", "hydra.run.dir=run") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["undetermined"] == ["reduce"]
+
+
+def test_a_relaxation_may_have_parameters_of_its_own(search: Search, tmp_path: Path) -> None:
+    (tmp_path / "edges.py").write_text(EDGES)
+    named = ["relaxation=custom", "relaxation._target_=edges.Edges", "space=s2"]
+    assert search(*named, "trainer.max_steps=2", "hydra.run.dir=run") == 0
+    header, first, *_ = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    assert float(row["grad_norm_alpha_strengths"]) > 0
+    assert float(row["grad_norm_alpha_normal"]) > 0
+
+
+EDGES = """
+import torch
+from mae_nas.relaxations import Mixture, Relaxation
+
+class Edges(Relaxation):
+    def __init__(self, space) -> None:
+        super().__init__(space)
+        self.strengths = torch.nn.Parameter(torch.zeros(len(space.edges)))
+
+    def mixture(self):
+        edges = 2 * self.strengths.sigmoid()[:, None]
+        return {kind: Mixture(a.softmax(-1) * edges) for kind, a in self.alphas.items()}
+"""
+
+
 def test_a_missing_argument_of_an_own_class_is_named(own: Search, capsys: Captured) -> None:
     assert own(*(o for o in OWN if o != "decoder.hidden=3" and o != "data.amount=50")) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -122,6 +122,20 @@ def test_a_run_goes_on_by_path_from_an_older_checkpoint(
     assert_same(run, finished())
 
 
+def test_a_run_beyond_the_steps_asked_for_says_so(
+    search: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    here = ["hydra.run.dir=run", "resume=auto"]
+    assert search(*here, "trainer.max_steps=4") == 0
+    for file in (run / "genotype.json", run / "genotypes.jsonl", run / "summary.json"):
+        file.unlink()  # as if killed before its first reading
+    capsys.readouterr()
+    assert search(*here, "trainer.max_steps=2") == 2
+    line = "mae-nas: trainer.max_steps: the run is at step 4 already; raise it\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_finished_run_is_not_run_twice(
     search: Search, finished: Callable[..., Path], capsys: Captured
 ) -> None:

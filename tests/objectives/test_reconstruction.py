@@ -251,6 +251,14 @@ def test_masks_that_hide_all_or_do_not_fit_are_refused_at_once() -> None:
             build(masking=masking)
 
 
+def test_an_image_of_another_shape_is_refused(make_batch: Callable[..., Batch]) -> None:
+    objective = build(16)
+    hidden = torch.ones(3, 1, 16, 16, dtype=torch.bool)
+    line = r"decoder: its image is \(3, 1, 16, 16\) where \(3, 3, 16, 16\) is wanted"
+    with pytest.raises(ValueError, match=line):
+        objective.error(torch.zeros(3, 1, 16, 16), make_batch().image, hidden)
+
+
 def test_unknown_names_and_single_images_are_refused(make_batch: Callable[..., Batch]) -> None:
     with pytest.raises(ValueError, match="target 'self': must be image or permuted"):
         build(target="self")  # type: ignore[arg-type]

@@ -73,6 +73,8 @@ def test_costs_are_those_of_one_image(prepared: Callable[..., Run]) -> None:
     assert costs["supernet"]["parameters"] == parameters
     assert costs["supernet"]["multiply_adds"] > 8 * 8 * 3 * 12 * 9  # the stem alone
     assert run.module.training
+    alone = prepared("decoder=simmim", "decoder.kernel=1", "supernet.depth=3", "data.held_out=1")
+    assert network_costs(alone.module, alone.data) == costs
 
 
 def test_search_record_is_that_of_the_last_reading(prepared: Callable[..., Run]) -> None:

@@ -74,6 +74,17 @@ def test_choose_judges_many_cells_as_one_by_one() -> None:
             assert np.array_equal(whole[number], part[0])
 
 
+def test_nodes_keep_as_many_edges_as_they_have() -> None:
+    class Three(S0):
+        kept_edges = 3
+
+    scores = np.random.default_rng(0).random((1, 14, 8))
+    genotype, _ = derive({"normal": scores[0], "reduce": scores[0]}, Three())
+    targets = [edge.target for edge in genotype.normal.edges]
+    assert [targets.count(node) for node in range(2, 6)] == [2, 3, 3, 3]
+    assert choose(scores, Three(), "normal").kept.shape == (1, 11)
+
+
 def test_none_is_never_chosen_but_weakens_its_edge() -> None:
     space = S0()
     torch.manual_seed(0)

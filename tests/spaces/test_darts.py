@@ -158,7 +158,15 @@ class Ragged(SearchSpace):
         return short if kind == "reduce" else [*short, ("skip_connect", "none")]
 
 
-def test_shape_refuses_an_ill_formed_space() -> None:
-    for kind in ("normal", "reduce"):
-        with pytest.raises(ValueError, match=rf"Ragged.primitives\('{kind}'\): needs 14 edges"):
-            Ragged().shape(kind)
+def test_an_ill_formed_space_says_what_is_wrong() -> None:
+    lines = list(Ragged().problems())
+    assert len(lines) == 2
+    for kind, line in zip(("normal", "reduce"), lines, strict=True):
+        assert line.startswith(f"Ragged.primitives({kind!r}): needs 14 edges with equally many")
+    (line,) = Misspelt().problems()
+    assert line.startswith("Misspelt: no operation sep_conv_9x9; known: none, max_pool_3x3, ")
+    assert [list(space.problems()) for space in (S0(), S1(), S2(), S3(), S4())] == [[]] * 5
+
+
+class Misspelt(S2):
+    candidates = ("skip_connect", "sep_conv_9x9")

@@ -2,29 +2,30 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 from torch.optim import Optimizer
 
-from mae_nas.backbone import BackbonePlan, plan_backbone, stem_for
+from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
-from mae_nas.cli.build import build, prefixed
-from mae_nas.data import ImageSource, SearchData, Synthetic
-from mae_nas.decoders import Decoder, HierarchicalDecoder
+from mae_nas.cli.build import build, part, told
+from mae_nas.data import ImageSource, SearchData
+from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking
-from mae_nas.objectives import Objective, Reconstruction
+from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.trainer import Efficiency, LoggerSettings, TrainerSettings
 from mae_nas.search import BilevelSettings, SearchModule
-from mae_nas.spaces import S0, SearchSpace
+from mae_nas.search.module import check_unrollable
+from mae_nas.spaces import SearchSpace
 from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 
 Config = Mapping[str, Any]
@@ -58,6 +59,7 @@ class Parts:
     plan: BackbonePlan
     masking: Masking
     objective: Objective
+    relaxation: Relaxation
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,12 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         task = bar.add_task("reading images", total=None)
         data.load(lambda done, total: bar.update(task, completed=done, total=total))
     pl.seed_everything(config["seed"], workers=False, verbose=False)
-    parts = assemble(config, data.side, data.channels)
+    maker = Maker(config)
+    parts = assemble(maker, data.side, data.channels)
+    raise_all(maker.problems)
+    assert parts is not None  # or something would be wrong
     module = SearchModule(
-        build(Relaxation, config["relaxation"], {"space": parts.space}, "relaxation"),
+        parts.relaxation,
         Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, ReferenceCell),
         parts.objective,
         build(BilevelSettings, config["search"], {}, "search"),
@@ -103,74 +108,100 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
 
 
-def misfits(config: Config, broken: Collection[str]) -> list[str]:
-    """What does not fit together as far as is known before any data is read, a line each.
+def judge(config: Config, broken: Collection[str]) -> list[str]:
+    """What constructors refuse and what does not fit together, before any data is read.
+
+    Args:
+        config: composed, its names and types checked.
+        broken: sections that were found wrong already and are not built, nor is what needs them.
+    """
+    maker = Maker(config, set(broken))
+    source = maker.make(ImageSource, "data")
+    settings = maker.make(TrainerSettings, "trainer")
+    maker.make(Efficiency, "efficiency")
+    maker.make(LoggerSettings, "logger")
+    optimizers = {}
+    for path in OPTIMIZERS if "search" not in maker.broken else ():
+        make = part(config["search"][path.rpartition(".")[2]])
+        weights = [nn.Parameter(torch.zeros(1))]
+        optimizers[path] = maker.hold(path, lambda make=make, weights=weights: make(weights))
+    bilevel = maker.make(BilevelSettings, "search")
+    optimizer = optimizers.get("search.weight_optimizer")
+    if bilevel is not None and bilevel.second_order and optimizer is not None:
+        maker.hold("search", lambda: check_unrollable(optimizer))
+    side = None if source is None else source.known_side()
+    parts = assemble(maker, side, (source and source.known_channels()) or 1)
+    if parts is not None and settings is not None:
+        is_null_arm = getattr(parts.objective, "target", "image") == "permuted"
+        if is_null_arm and (settings.accumulate > 1 or settings.batch_size < 2):
+            maker.problems.append(
+                "objective.target=permuted takes the target from the same micro-batch, so it needs "
+                "trainer.accumulate=1 and trainer.batch_size of 2 or more"
+            )
+    return maker.problems
+
+
+@dataclass
+class Maker:
+    """Builds sections and remembers what is wrong with them, instead of stopping at the first.
 
     Args:
         config: composed.
-        broken: sections that were found wrong already; the rest is judged as if they were right.
+        broken: sections that are not to be built.
     """
-    source = Synthetic() if "data" in broken else build(ImageSource, config["data"], {}, "data")
-    # Until the data's is known, a side that patches and strides divide.
-    patch = 8 if "mask" in broken else config["mask"]["patch_size"]
-    side = source.known_side() or 7 * math.lcm(32, patch)
-    try:
-        assemble(config, side, source.known_channels() or 1, broken)
-    except ValueError as error:
-        return str(error).splitlines()
-    return []
+
+    config: Config
+    broken: set[str] = field(default_factory=set)
+    facts: dict[str, object] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def make(self, kind: type[Part], section: str) -> Part | None:
+        """The section's object, or None if it is broken."""
+        if section in self.broken:
+            return None
+        return self.hold(section, lambda: build(kind, self.config[section], self.facts, section))
+
+    def hold(self, section: str, attempt: Callable[[], Part]) -> Part | None:
+        """What `attempt` gives, or None if it is refused."""
+        try:
+            return attempt()
+        except (ValueError, TypeError, RuntimeError) as error:
+            self.problems += told(section, error)
+            self.broken.add(section)
+            return None
 
 
-def assemble(config: Config, side: int, channels: int, broken: Collection[str] = ()) -> Parts:
-    """Space, plan, masking, decoder and objective; one ValueError with a line per misfit.
+def assemble(maker: Maker, side: int | None, channels: int) -> Parts | None:
+    """Space, plan, masking, decoder, objective and relaxation, or None if anything is wrong.
 
     Args:
-        config: composed and checked.
-        side: of the images, in pixels.
+        maker: of the sections; its problems say what is wrong.
+        side: of the images, in pixels; None if it is not known yet: what depends on it is neither
+            judged nor built.
         channels: of the images.
-        broken: sections to take the defaults for, so that the others can be judged.
     """
-    problems: list[str] = []
-
-    def part(section: str, make: Callable[[], Part], default: Callable[[], Part]) -> Part:
-        if section not in broken:
-            try:
-                return make()
-            except ValueError as error:
-                problems.extend(prefixed(section, line) for line in str(error).splitlines())
-        return default()
-
-    def made(kind: type[Part], section: str) -> Part:
-        return build(kind, config[section], facts, section)
-
-    def fitting_mask() -> Masking:
-        masking = made(Masking, "mask")
-        masking.patches(side)
-        return masking
-
-    facts: dict[str, object] = {"channels": channels, "side": side}
-    space = facts["space"] = part("space", lambda: made(SearchSpace, "space"), S0)
-    masking = facts["masking"] = part("mask", fitting_mask, lambda: Masking(patch_size=1))
-    plan = part(
-        "supernet",
-        lambda: made(SupernetSize, "supernet").plan(space, side),
-        lambda: plan_backbone(16, 8, stem_for(side)),
-    )
-    features = facts["features"] = plan.features
-    facts["decoder"] = part(
-        "decoder",
-        lambda: made(Decoder, "decoder"),
-        lambda: HierarchicalDecoder(features, channels),
-    )
-    raise_all(problems)
-    objective = made(Objective, "objective")
-    is_null_arm = isinstance(objective, Reconstruction) and objective.target == "permuted"
-    if is_null_arm and config["trainer"]["accumulate"] > 1:
-        raise ValueError(
-            "objective.target=permuted takes the target from the same micro-batch, so it needs "
-            "trainer.accumulate=1"
-        )
-    return Parts(space, plan, masking, objective)
+    facts = maker.facts
+    facts |= {"channels": channels, "side": side}
+    space = facts["space"] = maker.make(SearchSpace, "space")
+    if space is not None:
+        maker.hold("space", lambda: raise_all(space.problems()))
+    masking = facts["masking"] = maker.make(Masking, "mask")
+    if masking is not None and side is not None:
+        maker.hold("mask", lambda: masking.patches(side))
+    size, plan = maker.make(SupernetSize, "supernet"), None
+    if space is not None and size is not None:
+        plan = maker.hold("supernet", lambda: size.plan(space, side))
+    # A decoder's own mistakes are told whatever the features turn out to be.
+    facts["features"] = (plan or plan_backbone(16, 8, "cifar")).features
+    facts["decoder"] = maker.make(Decoder, "decoder")
+    objective = relaxation = None
+    if side is not None and not {"space", "mask", "supernet", "decoder"} & maker.broken:
+        objective = maker.make(Objective, "objective")
+    if "space" not in maker.broken:
+        relaxation = maker.make(Relaxation, "relaxation")
+    if space is None or plan is None or masking is None or objective is None or relaxation is None:
+        return None
+    return Parts(space, plan, masking, objective, relaxation)
 
 
 def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:

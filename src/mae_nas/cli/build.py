@@ -48,7 +48,7 @@ def build(
 
     Args:
         kind: what the class must be.
-        node: `_target_` and keyword arguments; what it says itself wins over a fact.
+        node: `_target_` and keyword arguments.
         facts: see `FACTS`.
         path: of the node in the configuration, for errors ("decoder").
 
@@ -58,13 +58,10 @@ def build(
     try:
         target = import_class(kind, node, path)
         wanted = inspect.signature(target).parameters
-        injected = {name: facts[name] for name in facts if name in wanted and name not in node}
-        return target(**arguments(node), **injected)
-    except ValueError as error:
-        lines = [prefixed(path, line) for line in str(error).splitlines()]
-        raise ValueError("\n".join(lines)) from error
-    except TypeError as error:  # an argument too many, too few or of another type
-        raise ValueError(prefixed(path, " ".join(str(error).split()))) from error
+        injected = {name: facts[name] for name in facts if name in wanted}
+        return target(**_arguments(node), **injected)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError("\n".join(told(path, error))) from error
 
 
 def import_class(kind: type[Built], node: Mapping[str, object], path: str) -> type[Built]:
@@ -76,21 +73,29 @@ def import_class(kind: type[Built], node: Mapping[str, object], path: str) -> ty
     return target
 
 
+def told(path: str, error: Exception) -> list[str]:
+    """What a constructor refuses, a line each; of other errors than ours, the first line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return [prefixed(path, line) for line in lines[: None if isinstance(error, ValueError) else 1]]
+
+
 def prefixed(path: str, message: str) -> str:
     """Say which node a message is about, unless it says so itself ("data.side: ...")."""
     says_so = not path or message.startswith((f"{path}.", f"{path}:"))
     return message if says_so else f"{path}: {message}"
 
 
-def arguments(node: Mapping[str, object]) -> dict[str, object]:
-    """What a node gives to its class."""
+def _arguments(node: Mapping[str, object]) -> dict[str, object]:
     return {key: _part(value) for key, value in node.items() if key != "_target_"}
 
 
 def _part(value: object) -> object:
-    if not isinstance(value, Mapping) or "_target_" not in value:
-        return value
-    return functools.partial(import_target(value["_target_"]), **arguments(value))
+    return part(value) if isinstance(value, Mapping) and "_target_" in value else value
+
+
+def part(node: Mapping[str, object]) -> functools.partial[object]:
+    """A node inside a node: its class and arguments, for the receiver to complete."""
+    return functools.partial(import_target(node["_target_"]), **_arguments(node))
 
 
 def _public_name(kind: type) -> str:

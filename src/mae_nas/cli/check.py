@@ -9,11 +9,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from torch import nn, zeros
-
 from mae_nas.checks import Checked, raise_all
-from mae_nas.cli.assemble import NODES, OPTIMIZERS, misfits
-from mae_nas.cli.build import FACTS, arguments, import_class, import_target, prefixed
+from mae_nas.cli.assemble import NODES, OPTIMIZERS, Maker, judge
+from mae_nas.cli.build import FACTS, import_class, import_target, prefixed
 from mae_nas.cli.hints import describe, example, fits
 from mae_nas.cli.spelling import suggest
 
@@ -58,15 +56,16 @@ def check(config: Mapping[str, Any], named: Collection[str] | None = None) -> No
             targets[path] = _target(path, node, named)
         except ValueError as error:
             problems.append(str(error))
-    # Nor is anything built with a part that may not be.
-    refused = {path.partition(".")[0] for path in nodes.keys() - targets.keys()}
-    broken = set(refused)
+    # Nor is anything built of which a part may not be, or is of the wrong name or type.
+    broken = {path.partition(".")[0] for path in nodes.keys() - targets.keys()}
     for path, target in targets.items():
-        section, node = path.partition(".")[0], nodes.get(path, root)
-        found = list(_node_problems(path, node, target, section not in refused))
+        node = nodes.get(path, root)
+        found = [*_name_problems(path, node, target), *_value_problems(path, node, target)]
         problems += found
-        broken |= {section} if found else set()
-    raise_all(dict.fromkeys([*problems, *misfits(config, broken)]))
+        broken |= {path.partition(".")[0]} if found else set()
+    maker = Maker({"": {"_target_": f"{__name__}.Root", **root}}, broken)
+    maker.make(Root, "")
+    raise_all([*problems, *maker.problems, *judge(config, broken)])
 
 
 def _nodes(tree: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -121,28 +120,15 @@ def _target(path: str, node: Mapping[str, Any], named: Collection[str] | None) -
     return target
 
 
-def _node_problems(
-    path: str, node: Mapping[str, Any], target: Target, may_build: bool
-) -> Iterator[str]:
-    problems = [*_name_problems(path, node, target), *_value_problems(path, node, target)]
-    yield from problems
-    if may_build and not problems and (path in OPTIMIZERS or not _missing(node, target)):
-        weights = [[nn.Parameter(zeros(1))]] if path in OPTIMIZERS else []
-        try:  # only constructors know the ranges of their values
-            target(*weights, **arguments(node))
-        except ValueError as error:
-            yield from (prefixed(path, line) for line in str(error).splitlines())
-        except (TypeError, RuntimeError) as error:
-            yield prefixed(path, str(error)).splitlines()[0]
-
-
 def _name_problems(path: str, node: Mapping[str, Any], target: Target) -> Iterator[str]:
     name = getattr(target, "__name__", str(target))
     facts = FACTS.get(path, frozenset())
     parameters = inspect.signature(target).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         usable = [f"{path}.{key}" for key in parameters.keys() - facts]
-        for key in sorted(node.keys() - parameters.keys() - {"_target_"}):
+        for key in sorted(node.keys() & facts):
+            yield f"{path}.{key}: is a fact of the data and the other sections; leave it out"
+        for key in sorted(node.keys() - parameters.keys() - facts - {"_target_"}):
             near = suggest(f"{path}.{key}", usable)
             yield f"{path}.{key}: {name} takes no such argument{near}"
     if path in NODES:  # what else a node inside a node needs, its receiver adds

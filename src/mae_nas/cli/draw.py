@@ -36,7 +36,7 @@ def draw(arguments: list[str]) -> list[str]:
         options[key] = value
     if not options.get("genotype"):
         raise ValueError("genotype: needed, e.g. mae-nas draw genotype=DARTS_V2")
-    path = Path(options["output"])
+    path = Path(options["output"] or "genotype")
     if path.suffix not in ("", ".png", ".svg"):
         raise ValueError(f"output: {path} is neither a .png nor a .svg file")
 

@@ -18,7 +18,8 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
     warnings = logging.getLogger("py.warnings")
     pairs = ((log, to_file), (log, to_console), (warnings, to_file))
     level, propagates = log.level, log.propagate
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
+    to_console.setLevel(logging.INFO)
     log.propagate = False
     logging.captureWarnings(True)
     for logger, handler in pairs:

@@ -64,13 +64,17 @@ def run_search(
     console = Console(soft_wrap=True)
     with logging_to(folder.log, console):
         run = prepare(config, folder, console)
+        clock, stopper, readings = Clock(), StopOnSignal(), make_readings(run)
         identity = {"config_hash": config_hash(config), "data_hash": data_hash(run.data)}
         if checkpoint is not None:
-            check_fits(read_checkpoint(checkpoint), run.module.state_dict(), identity, checkpoint)
+            saved = read_checkpoint(checkpoint)
+            check_fits(saved, run.module.state_dict(), identity, checkpoint)
+            step = saved["global_step"]
+            if step >= readings.last_step and not folder.genotype.exists():
+                raise ValueError(f"trainer.max_steps: the run is at step {step} already; raise it")
         announce(run)
 
         origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
-        clock, stopper, readings = Clock(), StopOnSignal(), make_readings(run)
         pictures = Pictures(folder, run.parts.space, run.module, run.data, run.yardsticks)
         gallery = Gallery(pictures.draw, readings, clock)
         seconds, seed = run.settings.checkpoint_seconds, config["seed"]
@@ -153,10 +157,10 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: StopOnS
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     except torch.OutOfMemoryError:
         log.error(
-            "out of memory on %s at trainer.batch_size=%d: trainer.accumulate=%d computes the same "
-            "batch in smaller parts; supernet.width=%d is the smaller network",
+            "out of memory on %s: a lower trainer.batch_size than %d, a higher trainer.accumulate "
+            "than %d (the same batch in smaller parts), or a lower supernet.width than %d may fit",
             *(trainer.strategy.root_device, run.settings.batch_size),
-            *(2 * run.settings.accumulate, run.parts.plan.width // 2),
+            *(run.settings.accumulate, run.parts.plan.width),
         )
         return FAILED
     except (NonFiniteLossError, OSError) as error:

@@ -16,7 +16,8 @@ def suggest(word: str, names: Iterable[str]) -> str:
         parts.setdefault(name.rpartition(".")[2], []).append(name)
     siblings = [part for part in parts if f"{section}.{part}".lstrip(".") in parts[part]]
     near = [last] if last in parts else get_close_matches(last, siblings, 1)
-    near = near or get_close_matches(last, parts, len(parts) or 1)
+    # What a section has says more than a distant likeness elsewhere.
+    near = near or get_close_matches(last, parts, len(parts) or 1, 0.8 if siblings else 0.6)
     best = get_close_matches(word, [name for part in near for name in parts[part]], 1, 0)
     if best:
         return f"; did you mean {best[0]}?"

@@ -3,6 +3,7 @@
 from mae_nas.data.arrays import UnreadableImageError
 from mae_nas.data.embedded import Digits, Photos, Synthetic
 from mae_nas.data.folders import Cifar10, Cifar100, Folder, ImageNet
+from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.pipeline import SearchData
 from mae_nas.data.source import ImageSource
 from mae_nas.data.splits import Split
@@ -21,4 +22,5 @@ __all__ = [
     "Split",
     "Synthetic",
     "UnreadableImageError",
+    "store_of_arrays",
 ]

@@ -39,13 +39,13 @@ class Header:
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.channels) < 1:
             raise UnreadableImageError("an image without pixels")
-        check_size(self.height, self.width)
+        check_size(self.height, self.width, self.channels)
 
 
-def check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int, channels: int = 1) -> None:
     """Refuse decompression bombs."""
-    if height * width > MAX_PIXELS:
-        raise UnreadableImageError(TOO_LARGE)
+    if height * width * max(1, channels / 4) > MAX_PIXELS:
+        raise UnreadableImageError(TOO_LARGE if channels <= 4 else f"{TOO_LARGE} of four channels")
 
 
 def supported(array: NDArray[np.generic]) -> NDArray[np.generic]:

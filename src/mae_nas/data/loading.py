@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_nas.data import convert
-from mae_nas.data.arrays import UnreadableImageError
+from mae_nas.data.arrays import MAX_PIXELS, UnreadableImageError
 from mae_nas.data.cache import Cache
 from mae_nas.data.decode import decode, read_header
 from mae_nas.data.files import find_images, take_fraction
@@ -80,8 +80,9 @@ class _Decoding:
         self.side = convert.choose_side(headers, side)
         self.channels = convert.choose_channels(headers, channels)
         self.dtype = convert.choose_dtype(headers)
-        sizes = (convert.scaled_size(h.height, h.width, self.side) for h in headers)
-        return sum(map(math.prod, sizes)) * self.channels * np.dtype(self.dtype).itemsize
+        sizes = (math.prod(convert.scaled_size(h.height, h.width, self.side)) for h in headers)
+        fitting = sum(size for size in sizes if size <= MAX_PIXELS)  # the others will be skipped
+        return fitting * self.channels * np.dtype(self.dtype).itemsize
 
     def run(self, file: BinaryIO) -> ImageStore:
         """Write all pixels to a file; the store that reads them there."""

@@ -50,13 +50,6 @@ class SearchData(LightningDataModule):
         resident: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
-        if batch_size < 1 or accumulate < 1 or batch_size % accumulate:
-            raise ValueError(
-                f"trainer.accumulate: {accumulate} does not divide the batch of {batch_size}; "
-                f"both must be 1 or more"
-            )
-        if workers != "auto" and workers < 0:
-            raise ValueError(f"efficiency.workers: {workers} is below 0; use auto or 0")
         self.source, self.seed = source, seed
         self.batch_size, self.accumulate = batch_size, accumulate
         self.workers, self.resident = workers, resident

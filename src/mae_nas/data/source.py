@@ -64,7 +64,7 @@ class ImageSource(Checked):
 
     @abstractmethod
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        """All training images, never a test set.
+        """All training images, never a test set; `store_of_arrays` makes a store of them.
 
         Args:
             on_progress: called with (done, total) while files are decoded.

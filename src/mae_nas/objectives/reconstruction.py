@@ -133,6 +133,11 @@ class Reconstruction(Objective):
 
     def error(self, prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
         """Mean |error|, or squared error, over hidden pixels and channels."""
+        if prediction.shape != target.shape:  # broadcasting would hide it
+            raise ValueError(
+                f"decoder: its image is {tuple(prediction.shape)} where {tuple(target.shape)} is "
+                "wanted: images, channels, height, width"
+            )
         # Masked before the square, whose gradient at a visible NaN would be one.
         difference = (prediction.to(target.dtype) - target).masked_fill(~hidden, 0.0)
         distance = difference.square() if self.is_squared else difference.abs()

@@ -31,7 +31,7 @@ class ProgressReport(pl.Callback):
     clock: Clock
     readings: Readings
     console: Console
-    _shown = 0.0
+    _shown = _logged = float("-inf")
 
     def __post_init__(self) -> None:
         self.has_bar = self.console.is_terminal
@@ -51,8 +51,8 @@ class ProgressReport(pl.Callback):
             self.bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
-        pause = BAR_SECONDS if self.has_bar else LINE_SECONDS
         now, step = time.monotonic(), trainer.global_step
+        pause = BAR_SECONDS if self.has_bar else LINE_SECONDS
         if now - self._shown >= pause or step >= self.total:
             self._shown = now
             self._show(step, module)
@@ -72,8 +72,10 @@ class ProgressReport(pl.Callback):
             f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
             f"entropy {row['entropy_normal']:.4f}  waiting {100 * self.clock.waiting_share:.0f} %"
         )
-        if self.has_bar:
-            self.bar.update(self._task, completed=step, status=status)
-            return
-        left = timedelta(seconds=round((self.total - step) * self.clock.seconds_per_step))
-        log.info("step %d/%d  %s  left %s", step, self.total, status, left)
+        self.bar.update(self._task, completed=step, status=status)
+        now = time.monotonic()
+        if now - self._logged >= LINE_SECONDS or step >= self.total:
+            self._logged = now
+            left = timedelta(seconds=round((self.total - step) * self.clock.seconds_per_step))
+            level = logging.DEBUG if self.has_bar else logging.INFO  # to the log file alone
+            log.log(level, "step %d/%d  %s  left %s", step, self.total, status, left)

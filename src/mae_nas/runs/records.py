@@ -62,8 +62,8 @@ def describe_device(device: torch.device) -> dict[str, object]:
 @torch.no_grad()
 def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds (forward, one image) of the supernet and of the decoder."""
-    images = 2  # the null arm needs another image
-    batch = data.preview(images)
+    batch = data.preview(2)  # the null arm needs another image
+    images = len(batch.image)
     with evaluating(module):
         whole = count_multiply_adds(lambda: module.loss(batch))
         encoder = count_multiply_adds(

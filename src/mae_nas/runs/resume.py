@@ -13,10 +13,11 @@ from mae_nas.keys import ABSENT, find, is_inside, leaves
 from mae_nas.runs.files import read_json, sweep
 from mae_nas.runs.folder import RunFolder
 
-ALWAYS_GIVEN = ("logger", "efficiency")
+ALWAYS_GIVEN = ("logger",)
 """Sections always taken from the command line: a stranger's run must not start an upload."""
 FREE = (
     *ALWAYS_GIVEN,
+    "efficiency",
     "hydra",
     "resume",
     "trainer.max_steps",

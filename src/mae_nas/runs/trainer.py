@@ -102,7 +102,7 @@ class TrainerSettings(Checked):
 
 
 @dataclass(frozen=True)
-class Efficiency:
+class Efficiency(Checked):
     """What may change the speed of a run and never its result.
 
     Args:
@@ -117,9 +117,11 @@ class Efficiency:
     resident: bool | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
 
-    def __post_init__(self) -> None:
+    def _problems(self) -> Iterator[str]:
+        if self.workers != "auto" and self.workers < 0:
+            yield f"workers {self.workers}: must be 0 or more, or auto"
         if self.threads != "auto" and self.threads < 1:
-            raise ValueError(f"threads {self.threads}: must be at least 1, or auto")
+            yield f"threads {self.threads}: must be at least 1, or auto"
 
 
 class LoggerSettings:

@@ -31,7 +31,7 @@ def chance_of_skips(space: SearchSpace, kind: str) -> NDArray[np.float64]:
     weights = np.exp(alphas)
     weights /= weights.sum(axis=2, keepdims=True)
     choice = choose(weights, space, kind)
-    kept = choice.kept.reshape(DRAWS, -1)
+    kept = choice.kept
     is_skip = np.array(space.flags(kind, "is_skip"))
     chosen_skip = is_skip[np.arange(edges), choice.primitive]
     counts = np.take_along_axis(chosen_skip, kept, axis=1).sum(axis=1)

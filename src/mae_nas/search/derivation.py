@@ -15,7 +15,7 @@ class Choice(NamedTuple):
 
     Shapes:
         primitive: (N, E), the strongest candidate of each edge, `none` set aside.
-        kept: (N, nodes, kept), edges kept at each node, strongest first.
+        kept: (N, kept), edges kept, node by node, strongest first.
         strength: (N, E), the mixing weight of that candidate.
     """
 
@@ -41,7 +41,7 @@ def choose(scores: NDArray[np.float64], space: SearchSpace, kind: str) -> Choice
         edges = np.array([edge for edge, _, _ in space.incoming(target)])
         order = np.argsort(-strength[:, edges], axis=1, kind="stable")
         kept.append(edges[order[:, : space.kept_edges]])
-    return Choice(primitive, np.stack(kept, axis=1), strength)
+    return Choice(primitive, np.concatenate(kept, axis=1), strength)
 
 
 def derive(
@@ -57,7 +57,7 @@ def derive(
     for kind, table in scores.items():
         choice = choose(table[None], space, kind)
         names = space.primitives(kind)
-        kept = choice.kept[0].reshape(-1)
+        kept = choice.kept[0]
         edges = tuple(
             Edge(names[e][int(choice.primitive[0, e])], *space.edges[e]) for e in map(int, kept)
         )

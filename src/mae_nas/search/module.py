@@ -151,10 +151,12 @@ class SearchModule(pl.LightningModule):
             loss, gradients = mean_gradient(self._losses(batches), self.alphas)
         self._record("arch_loss", loss)
         # An α without influence keeps grad None and is left untouched, weight decay included.
-        for (kind, alpha), gradient in zip(self.relaxation.alphas.items(), gradients, strict=True):
+        named = self.relaxation.named_parameters()
+        for (name, alpha), gradient in zip(named, gradients, strict=True):
             alpha.grad = gradient
             if gradient is not None:
-                self.values[f"grad_norm_alpha_{kind}"] = gradient.norm()
+                label = name.removeprefix("alphas.").replace(".", "_")
+                self.values[f"grad_norm_alpha_{label}"] = gradient.norm()
         self.optimizer_pair[1].step()
         for alpha in self.alphas:
             alpha.grad = None

@@ -1,7 +1,7 @@
 """What a search space is: the graph of a cell and the candidates of each edge."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -54,15 +54,24 @@ class SearchSpace(ABC):
         return tuple(range(self.inputs, self.inputs + self.nodes))
 
     def shape(self, kind: str) -> tuple[int, int]:
-        """(edges, candidates per edge) of a kind of cell; ValueError if the space is ill-formed."""
+        """(edges, candidates per edge) of a kind of cell."""
         candidates = self.primitives(kind)
-        sizes = {len(names) for names in candidates}
-        if len(candidates) != len(self.edges) or len(sizes) != 1:
-            raise ValueError(
-                f"{type(self).__name__}.primitives({kind!r}): needs {len(self.edges)} edges with "
-                f"equally many candidates, got {[len(names) for names in candidates]}"
-            )
-        return len(candidates), sizes.pop()
+        return len(candidates), len(candidates[0])
+
+    def problems(self) -> Iterator[str]:
+        """What is ill-formed in a subclass, a line each."""
+        for kind in CELL_KINDS:
+            candidates = self.primitives(kind)
+            sizes = [len(names) for names in candidates]
+            if sizes != [max(sizes, default=0)] * len(self.edges) or not sizes[0]:
+                yield (
+                    f"{type(self).__name__}.primitives({kind!r}): needs {len(self.edges)} edges "
+                    f"with equally many candidates, got {sizes}"
+                )
+        named = {n for kind in CELL_KINDS for names in self.primitives(kind) for n in names}
+        known = self.operations()
+        for name in sorted(named - known.keys()):
+            yield f"{type(self).__name__}: no operation {name}; known: {', '.join(known)}"
 
     def make(self, name: str, channels: int, stride: int) -> Primitive:
         """The operation `name` for `channels` channels at `stride` 1 or 2."""

@@ -35,11 +35,15 @@ class SupernetSize:
     depth: int = 8
     stem: Literal["auto", "cifar", "small", "imagenet"] = "auto"
 
-    def plan(self, space: SearchSpace, side: int) -> BackbonePlan:
-        """Where the cells stand for images of `side` pixels; ValueError if they do not fit."""
-        stem = stem_for(side) if self.stem == "auto" else self.stem
+    def plan(self, space: SearchSpace, side: int | None) -> BackbonePlan:
+        """Where the cells stand for images of `side` pixels; ValueError if they do not fit.
+
+        Without a side, only width and depth are judged.
+        """
+        stem = stem_for(side or 32) if self.stem == "auto" else self.stem
         plan = plan_backbone(self.width, self.depth, stem, len(space.concat))
-        check_side(side, plan.features[-1].stride)
+        if side is not None:
+            check_side(side, plan.features[-1].stride)
         return plan
 
 
