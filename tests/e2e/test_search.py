@@ -86,16 +86,31 @@ def test_debug_and_demo_presets_run(search: Search, tmp_path: Path) -> None:
 # Going on -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [4, 6, 7])
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        (4, []),
+        (6, []),
+        (7, []),
+        (4, ["trainer.precision=64-true"]),
+        (4, ["trainer.precision=bf16-mixed"]),
+        (4, ["search.second_order=true", "trainer.accumulate=2"]),
+    ],
+)
 def test_a_run_goes_on_from_any_kind_of_step(
-    search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path, stop: int
+    search: Search,
+    finished: Callable[..., Path],
+    assert_same: Search,
+    tmp_path: Path,
+    stop: int,
+    options: list[str],
 ) -> None:
     """In mid-epoch, at an epoch's last batch (6) and at its first (7); by `trainer.max_steps`."""
-    here = "hydra.run.dir=run"
-    assert search(here, f"trainer.max_steps={stop}") == 0
+    here = ["hydra.run.dir=run", *options]
+    assert search(*here, f"trainer.max_steps={stop}") == 0
     assert summary_of(tmp_path / "run")["final"]["step"] == stop
-    assert search(here, "resume=auto") == 0
-    assert_same(tmp_path / "run", finished())
+    assert search(*here, "resume=auto") == 0
+    assert_same(tmp_path / "run", finished(*options))
 
 
 def test_a_stop_between_readings_leaves_no_trace(

@@ -105,6 +105,9 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         settings.epochs(data.steps_per_epoch),
         data.steps_per_epoch,
     )
+    if settings.precision == "64-true":
+        # Before a checkpoint is loaded into it: Lightning widens the module only afterwards.
+        module.double()
     return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
 
 
