@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mae_nas import ranks
 from mae_nas.checks import Checked
 from mae_nas.randomness import Purpose, fold
 
@@ -159,16 +160,21 @@ class BatchNorm(nn.BatchNorm2d):
     Statistics are taken in float32 or wider; the running variance uses n − 1 as torch's does.
     Output at hidden sites is exactly 0.
 
+    With `synchronised` the sums run over all ranks, on any device; torch's own refuses a CPU.
+
     Shapes:
         x: (B, C, H, W); visible: (B, 1, H, W), bool, or None for the ordinary layer.
     """
 
+    synchronised = False
+
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        if visible is None:
+        across = self.synchronised and self.training and ranks.size() > 1
+        if visible is None and not across:
             return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()
         if self.training:
-            mean, variance = self._visible_moments(wide, visible)
+            mean, variance = self._moments(wide, visible, across)
         else:
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -178,15 +184,17 @@ class BatchNorm(nn.BatchNorm2d):
         if self.affine:
             scale, shift = scale * self.weight, shift * self.weight + self.bias
         y = torch.addcmul(shift[:, None, None], wide, scale[:, None, None])
-        return y.where(visible, 0.0).to(x.dtype)
+        return _seen(y, visible).to(x.dtype)
 
-    def _visible_moments(self, x: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        count = visible.sum().to(x.dtype)
-        mean = x.where(visible, 0.0).sum((0, 2, 3)) / count
+    def _moments(self, x: Tensor, visible: Tensor | None, across: bool) -> tuple[Tensor, Tensor]:
+        sites = x.new_full((), x[:, 0].numel()) if visible is None else visible.sum().to(x.dtype)
+        mean = _seen(x, visible).sum((0, 2, 3)) / sites
         # Two passes: E[x²] − μ² loses three digits in float32 where |μ| ≫ σ.
-        centred = (x - mean[:, None, None]).where(visible, 0.0)
-        variance = centred.square().sum((0, 2, 3)) / count
-        self._update_running(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        squares = _seen(x - mean[:, None, None], visible).square().sum((0, 2, 3))
+        if across:
+            sites, mean, squares = _pooled(sites, mean, squares)
+        variance = squares / sites
+        self._update_running(mean.detach(), variance.detach() * sites / (sites - 1).clamp(min=1))
         return mean, variance
 
     @torch.no_grad()
@@ -198,6 +206,26 @@ class BatchNorm(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(unbiased_variance, self.momentum)
+
+
+def synchronise(module: nn.Module) -> None:
+    """Let every BatchNorm in `module` take its statistics over all ranks."""
+    for part in module.modules():
+        if isinstance(part, BatchNorm):
+            part.synchronised = True
+
+
+def _seen(x: Tensor, visible: Tensor | None) -> Tensor:
+    return x if visible is None else x.where(visible, 0.0)
+
+
+def _pooled(sites: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and squared deviations of all ranks' sites, from each rank's own."""
+    every = ranks.gather(torch.cat([sites.view(1), mean, squares]))
+    sites, mean, squares = every.split([1, len(mean), len(mean)], dim=1)
+    total = sites.sum(0)
+    centre = (sites * mean).sum(0) / total
+    return total, centre, squares.sum(0) + (sites * (mean - centre).square()).sum(0)
 
 
 def visible_max_pool(x: Tensor, before: Tensor | None, after: Tensor | None, stride: int) -> Tensor:

@@ -126,12 +126,12 @@ def test_check_says_what_is_wrong(
 
 
 def test_check_reports_all_mistakes_at_once(default: dict[str, Any]) -> None:
-    config = changed(default, seed="a", mask__ratio="b", decoder__kernel=[], trainer__batch_size=0)
+    config = changed(default, seed="a", mask__ratio="b", decoder__kernel=[], data__batch_size=0)
     starts = [line.split(":")[0] for line in problems(config)]
-    assert starts == ["seed", "decoder.kernel", "mask.ratio", "trainer"]
+    assert starts == ["seed", "decoder.kernel", "mask.ratio", "data.batch_size"]
     config = changed(default, seed=-1, name="/", mask__ratio=1.5, mask__patch_size=0)
     config = changed(config, decoder__kernel=4, decoder__taps=[4], supernet__depth=2)
-    config = changed(config, supernet__width=0, trainer__log_every=0, trainer__accumulate=3)
+    config = changed(config, supernet__width=0, trainer__log_every=0, trainer__accumulate=0)
     config = changed(config, data__held_out=0, data__side=0, search__min_lr=float("nan"))
     config = changed(config, search__grad_clip=0.0, search__weight_optimizer__lr=-1.0)
     lines = problems(config)
@@ -144,7 +144,12 @@ def test_check_reports_all_mistakes_at_once(default: dict[str, Any]) -> None:
             "decoder: kernel",
             "decoder: taps",
         ),
-        *("supernet: depth", "supernet: width", "trainer: log_every", "trainer: accumulate"),
+        *(
+            "supernet: depth",
+            "supernet: width",
+            "trainer: log_every",
+            "trainer: accumulate",
+        ),
         *("data.held_out", "data.side", "search: min_lr", "search: grad_clip"),
         "search.weight_optimizer: Invalid learning rate",
     ):
@@ -248,7 +253,7 @@ class EagerObjective(Reconstruction):
             {"objective__target": "permuted", "trainer__accumulate": 2},
             "objective.target=permuted takes the target from the same micro-batch",
         ),
-        ({"objective__target": "permuted", "trainer__batch_size": 1}, "objective.target=permuted "),
+        ({"objective__target": "permuted", "data__batch_size": 1}, "objective.target=permuted "),
         ({"objective__side": 64}, "objective.side: is a fact of the data and the other sections"),
         ({"decoder__channels": 3}, "decoder.channels: is a fact of the data"),
         ({"search__second_order": True, "search__weight_optimizer": ADAM}, "search.second_order: "),

@@ -15,12 +15,12 @@ from mae_nas.runs.pictures import Pictures
 TINY = [
     *("data=synthetic", "data.images=48", "data.side=8", "data.crop_padding=1"),
     *("mask.patch_size=2", "space=s1"),
-    *("supernet.width=4", "supernet.depth=3", "trainer.batch_size=4", "trainer.max_epochs=2"),
+    *("supernet.width=4", "supernet.depth=3", "data.batch_size=4", "trainer.max_epochs=2"),
     *("trainer.log_every=1", "trainer.accelerator=cpu", "seed=3"),
 ]
 """Twelve steps in two epochs."""
 
-PROGRAM = """
+UNDRAWN = """
 import sys
 from mae_nas.runs.pictures import Pictures
 Pictures.draw = lambda *_: None  # seconds that no test here is about
@@ -112,6 +112,9 @@ def assert_identical(one: object, other: object, where: str) -> None:
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """`mae-nas search` in a process of its own, to be stopped or killed."""
 
+    # A module, so that a launcher of ranks can start it again.
+    (tmp_path / "undrawn.py").write_text(UNDRAWN)
+
     def run(*overrides: str, most_kilobytes: int | None = None) -> subprocess.Popen[str]:
         limit = "unlimited" if most_kilobytes is None else str(most_kilobytes)
         return subprocess.Popen(
@@ -121,8 +124,8 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
                 f'ulimit -f {limit}; exec "$@"',
                 "-",
                 sys.executable,
-                "-c",
-                PROGRAM,
+                "-m",
+                "undrawn",
                 "search",
                 *TINY,
                 *overrides,

@@ -40,7 +40,7 @@ ARGUMENTS = [
     "space=s2",
     "supernet.width=2",
     "supernet.depth=3",
-    "trainer.batch_size=4",
+    "data.batch_size=4",
     "trainer.max_epochs=200",
     "trainer.max_steps=2000",
 ]

@@ -96,6 +96,7 @@ OWN = [
     *("decoder=custom", "decoder._target_=own_decoder.Bilinear", "decoder.hidden=3"),
     *("space=custom", "space._target_=own_space.Pair"),
     *("data=custom", "data._target_=own_data.Stripes", "data.amount=50", "data.side=8"),
+    "data.batch_size=4",
 ]
 
 

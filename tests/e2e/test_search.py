@@ -75,7 +75,7 @@ def test_search_ends_with_a_drawn_genotype_and_a_record(
 
 def test_debug_and_demo_presets_run(search: Search, tmp_path: Path) -> None:
     """`search` stands for a folder of the test's own and for no drawing."""
-    few = ["trainer.max_steps=1", "trainer.max_epochs=1", "trainer.batch_size=8", "space=s1"]
+    few = ["trainer.max_steps=1", "trainer.max_epochs=1", "data.batch_size=8", "space=s1"]
     quick = [*few, "data.held_out=8"]
     assert main(["search", "experiment=demo", *quick, "hydra.run.dir=a"]) == 0
     assert main(["search", "debug=fast", *quick, "hydra.run.dir=b"]) == 0
@@ -256,10 +256,10 @@ def test_a_changed_configuration_is_refused_naming_the_keys(
 ) -> None:
     run = finished()
     before = snapshot(run)
-    changed = ["mask.ratio=0.6", "seed=4", "trainer.batch_size=2"]
+    changed = ["mask.ratio=0.6", "seed=4", "data.batch_size=2"]
     assert search(f"hydra.run.dir={run}", "resume=auto", *changed) == 2
     said = capsys.readouterr().err
-    for key in ("mask.ratio", "seed", "trainer.batch_size"):
+    for key in ("mask.ratio", "seed", "data.batch_size"):
         assert key in said
     assert "Traceback" not in said
     assert snapshot(run) == before
@@ -367,8 +367,8 @@ def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys
         (["data=folder", "data.root=empty"], "empty"),
         (["data=folder", "data.root=texts"], "texts"),
         (["data=cifar10", "data.root=missing"], "missing"),
-        (["trainer.batch_size=200"], "batch"),
-        (["trainer.accumulate=3"], "accumulate 3: must divide batch_size 4"),
+        (["data.batch_size=200"], "batch"),
+        (["trainer.accumulate=3"], "data.batch_size 4: must be a multiple of 3"),
         (["trainer.precision=16-mixed"], "precision"),
         (["objective.target=permuted", "trainer.accumulate=2"], "accumulate=1"),
         (["search.warmup_epochs=-1"], "warmup_epochs -1"),

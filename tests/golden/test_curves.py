@@ -22,7 +22,7 @@ STEPS = 24
 COMMON = [
     *("data=synthetic", "data.images=90", "data.side=8", "data.crop_padding=1", "seed=7"),
     *("mask.patch_size=2", "supernet.width=2", "supernet.depth=3"),
-    *("trainer.batch_size=4", "trainer.max_epochs=3", "trainer.precision=64-true"),
+    *("data.batch_size=4", "trainer.max_epochs=3", "trainer.precision=64-true"),
     *("trainer.accelerator=cpu", "search.arch_optimizer.lr=0.01"),
 ]
 CASES = {

@@ -10,7 +10,7 @@ from mae_nas.runs.folder import RunFolder
 
 TINY = [
     *("data=synthetic", "data.images=48", "data.side=8", "mask.patch_size=2", "space=s1"),
-    *("supernet.width=4", "supernet.depth=3", "trainer.batch_size=4", "trainer.max_epochs=2"),
+    *("supernet.width=4", "supernet.depth=3", "data.batch_size=4", "trainer.max_epochs=2"),
     *("trainer.accelerator=cpu", "seed=3"),
 ]
 

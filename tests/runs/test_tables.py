@@ -29,13 +29,13 @@ def test_json_lines_are_cut_to_the_checkpoint_and_to_regular_steps(
     table = JsonLines(tmp_path / "a.jsonl")
     for step in (2, 4, 5, 8):  # 5 ended a search that then went on
         table.append({"step": step})
-    table.cut(last_step, interval=2)
+    table.cut(range(0, last_step + 1, 2))
     assert [row["step"] for row in table.rows()] == kept
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_cutting_what_was_never_written_writes_nothing(tmp_path: Path) -> None:
-    JsonLines(tmp_path / "a.jsonl").cut(3, 1)
+    JsonLines(tmp_path / "a.jsonl").cut(range(4))
     MetricsTable(tmp_path / "a.csv").cut(3)
     assert list(tmp_path.iterdir()) == []
 

@@ -32,10 +32,10 @@ def test_fifty_readings_in_a_run(total: int, interval: int) -> None:
     [
         ({"max_epochs": 0}, "max_epochs 0: must be at least 1"),
         ({"max_steps": 0}, "max_steps 0: must be at least 1"),
-        ({"batch_size": 0}, "batch_size 0"),
         ({"accumulate": 0}, "accumulate 0"),
         ({"log_every": -1}, "log_every -1"),
-        ({"accumulate": 3}, "accumulate 3: must divide batch_size 64"),
+        ({"devices": 0}, "devices 0: must be at least 1"),
+        ({"num_nodes": 0}, "num_nodes 0: must be at least 1"),
         ({"precision": "16-mixed"}, "precision '16-mixed': must be one of 32-true, 64-true"),
         ({"accelerator": "mps"}, "accelerator mps: none is here; use auto or cpu"),
         ({"checkpoint_seconds": 0.0}, "checkpoint_seconds 0.0: must be positive"),

@@ -162,7 +162,6 @@ def fit(tmp_path: Path) -> Fit:
         data = SearchData(source, 3, batch_size, accumulate, workers=0, resident=True)
         data.load()
         trainer = TrainerSettings(
-            batch_size=batch_size,
             accumulate=accumulate,
             precision=precision,  # type: ignore[arg-type]
             accelerator="cpu",

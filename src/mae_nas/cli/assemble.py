@@ -18,7 +18,7 @@ from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, part, told
 from mae_nas.data import ImageSource, SearchData
 from mae_nas.decoders import Decoder
-from mae_nas.masking import Masking
+from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
@@ -81,10 +81,11 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
     if efficiency.threads != "auto":
         torch.set_num_threads(efficiency.threads)
+    source = build(ImageSource, config["data"], {}, "data")
     data = SearchData(
-        build(ImageSource, config["data"], {}, "data"),
+        source,
         config["seed"],
-        settings.batch_size,
+        source.batch_size,
         settings.accumulate,
         efficiency.workers,
         efficiency.resident,
@@ -108,6 +109,8 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     if settings.precision == "64-true":
         # Before a checkpoint is loaded into it: Lightning widens the module only afterwards.
         module.double()
+    if settings.sync_batchnorm:
+        synchronise(module)
     return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
 
 
@@ -134,12 +137,17 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
         maker.hold("search", lambda: check_unrollable(optimizer))
     side = None if source is None else source.known_side()
     parts = assemble(maker, side, (source and source.known_channels()) or 1)
-    if parts is not None and settings is not None:
-        is_null_arm = getattr(parts.objective, "target", "image") == "permuted"
-        if is_null_arm and (settings.accumulate > 1 or settings.batch_size < 2):
+    if source is not None and settings is not None:
+        if source.batch_size % settings.parts:
+            maker.problems.append(
+                f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
+                "trainer.accumulate × trainer.devices × trainer.num_nodes"
+            )
+        is_null_arm = parts is not None and getattr(parts.objective, "target", "") == "permuted"
+        if is_null_arm and (settings.parts > 1 or source.batch_size < 2):
             maker.problems.append(
                 "objective.target=permuted takes the target from the same micro-batch, so it needs "
-                "trainer.accumulate=1 and trainer.batch_size of 2 or more"
+                "trainer.accumulate=1, one device and data.batch_size of 2 or more"
             )
     return maker.problems
 

@@ -16,7 +16,11 @@ def logging_to(path: Path, console: Console) -> Iterator[None]:
     to_file, to_console = LogFile(path, encoding="utf-8"), ConsoleHandler(console)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     warnings = logging.getLogger("py.warnings")
+    # Lightning's last word when a rank has died, before it kills the others and this process.
+    launcher = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    launcher.setLevel(logging.INFO)
     pairs = ((log, to_file), (log, to_console), (warnings, to_file))
+    pairs += ((launcher, to_file), (launcher, to_console))
     level, propagates = log.level, log.propagate
     log.setLevel(logging.DEBUG)
     to_console.setLevel(logging.INFO)

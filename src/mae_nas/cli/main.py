@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mae_nas import __version__
+from mae_nas.cli import launch
 from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED
 from mae_nas.cli.spelling import suggest
 
@@ -76,6 +77,8 @@ def _search(arguments: list[str]) -> int:
 
         return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
 
+    if not launch.is_first():
+        return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
     _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
     from mae_nas.cli.check import check
     from mae_nas.runs.resume import decide
@@ -90,6 +93,14 @@ def _search(arguments: list[str]) -> int:
         return _run(decision, options.overrides)
     finally:
         decision.folder.release()
+
+
+def _follow(decided: "launch.Decided") -> int:
+    """Search as another rank: the first process has judged everything and made the folder."""
+    from mae_nas.cli.search import run_search
+    from mae_nas.runs.folder import RunFolder
+
+    return run_search(decided.config, [], RunFolder(decided.folder), decided.checkpoint)
 
 
 def _run(decision: "Decision", overrides: list[str]) -> int:

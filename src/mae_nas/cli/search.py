@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -11,10 +12,12 @@ import lightning.pytorch as pl
 import torch
 from rich.console import Console
 
+from mae_nas.cli import launch
 from mae_nas.cli.assemble import Config, Run, data_hash, prepare
 from mae_nas.cli.build import build
 from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, INTERRUPTED, REQUEUE
 from mae_nas.cli.logs import logging_to
+from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import (
     Checkpoints,
     Clock,
@@ -47,12 +50,12 @@ log = logging.getLogger("mae_nas")
 def run_search(
     config: Config, overrides: list[str], folder: RunFolder, checkpoint: Path | None
 ) -> int:
-    """Search, from a checked configuration to summary.json.
+    """Search, from a checked configuration to summary.json; on every rank, the first one writes.
 
     Args:
         config: composed and checked.
         overrides: as the user gave them, for the record.
-        folder: of the run, locked by this process.
+        folder: of the run, locked by the first rank's process.
         checkpoint: to continue from; None for a new run.
 
     Returns:
@@ -61,8 +64,9 @@ def run_search(
     Raises:
         ValueError: the parts do not fit each other, the data or the checkpoint.
     """
-    console = Console(soft_wrap=True)
-    with logging_to(folder.log, console):
+    is_first = launch.is_first()
+    console = Console(soft_wrap=True, quiet=not is_first)
+    with logging_to(folder.log, console) if is_first else nullcontext():
         run = prepare(config, folder, console)
         clock, stopper, readings = Clock(), StopOnSignal(), make_readings(run)
         identity = {"config_hash": config_hash(config), "data_hash": data_hash(run.data)}
@@ -78,22 +82,20 @@ def run_search(
         pictures = Pictures(folder, run.parts.space, run.module, run.data, run.yardsticks)
         gallery = Gallery(pictures.draw, readings, clock)
         seconds, seed = run.settings.checkpoint_seconds, config["seed"]
-        beside = [
-            clock,
-            Metrics(folder, run.settings.log_every, clock),
-            stopper,
-            readings,
-            Checkpoints(folder, seconds, readings, seed, identity),
-            gallery,
-            ProgressReport(readings.last_step, clock, readings, console),
-        ]
+        checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
+        beside = [clock, stopper, readings, checkpoints]
+        if is_first:
+            metrics = Metrics(folder, run.settings.log_every, clock)
+            progress = ProgressReport(readings.last_step, clock, readings, console)
+            beside = [clock, metrics, stopper, readings, checkpoints, gallery, progress]
         logger = build(LoggerSettings, config["logger"], {}, "logger")
         code = FAILED
         try:
-            loggers = logger.loggers(folder.path, config["name"])
+            loggers = logger.loggers(folder.path, config["name"]) if is_first else []
             trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
-            code = fit(trainer, run, checkpoint, stopper)
-            if code == DONE:
+            with launch.Decided(config, folder.path, checkpoint).left():
+                code = fit(trainer, run, checkpoint, stopper)
+            if code == DONE and is_first:
                 device = trainer.strategy.root_device
                 run.module.to(device)  # Lightning leaves it on the CPU
                 gallery.settle()
@@ -157,14 +159,19 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: StopOnS
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     except torch.OutOfMemoryError:
         log.error(
-            "out of memory on %s: a lower trainer.batch_size than %d, a higher trainer.accumulate "
+            "out of memory on %s: a lower data.batch_size than %d, a higher trainer.accumulate "
             "than %d (the same batch in smaller parts), or a lower supernet.width than %d may fit",
-            *(trainer.strategy.root_device, run.settings.batch_size),
+            *(trainer.strategy.root_device, run.data.batch_size),
             *(run.settings.accumulate, run.parts.plan.width),
         )
         return FAILED
-    except (NonFiniteLossError, OSError) as error:
+    except (NonFiniteLossError, RanksDifferError, OSError) as error:
         log.error("%s", error)
+        return FAILED
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        log.error("another rank has ended, and with it the search: %s", str(error).splitlines()[0])
         return FAILED
     except SystemExit:  # Lightning's answer to a second signal
         log.error("stopped at once; resume=auto continues from %s", run.folder.checkpoint)
@@ -174,8 +181,8 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: StopOnS
 
 def stop_code(stopper: StopOnSignal, readings: Readings) -> int:
     """The exit code of a search that ended in order."""
-    if stopper.received is not None and not readings.is_complete:
-        return REQUEUE if stopper.received == signal.SIGTERM else INTERRUPTED
+    if stopper.agreed and not readings.is_complete:
+        return REQUEUE if stopper.agreed == signal.SIGTERM else INTERRUPTED
     return COLLAPSED if readings.has_stopped_search else DONE
 
 
@@ -204,7 +211,7 @@ def finish(
         "seed": run.config["seed"],
         "device": describe_device(device),
         "wall_seconds": clock.total,
-        "images_per_second": 2 * run.settings.batch_size / max(clock.seconds_per_step, 1e-9),
+        "images_per_second": 2 * run.data.batch_size / max(clock.seconds_per_step, 1e-9),
         "waiting_share": clock.waiting_share,
         "peak_memory_bytes": peak_memory(device),
         "backend": "reference",  # the implementation of the supernet's cells

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mae_nas import ranks
 from mae_nas.batch import Batch
 from mae_nas.data.gather import Cutter
 from mae_nas.data.source import ImageSource, Progress
@@ -34,7 +35,7 @@ class SearchData(LightningDataModule):
     Args:
         source: the data set.
         seed: of the run.
-        batch_size: images of a step on either level.
+        batch_size: images of a step on either level, shared equally by all ranks.
         accumulate: equal micro-batches that a batch is cut into.
         workers: processes that cut windows; `auto` is none for resident data, else up to 4.
         resident: keep all images on the device; `auto` if they take at most 25 % of its memory.
@@ -54,7 +55,7 @@ class SearchData(LightningDataModule):
         self.batch_size, self.accumulate = batch_size, accumulate
         self.workers, self.resident = workers, resident
         self._loaded: tuple[ImageStore, Split] | None = None
-        self._makers: dict[tuple[torch.device, torch.dtype], BatchMaker] = {}
+        self._makers: dict[tuple[torch.device, torch.dtype, int], BatchMaker] = {}
 
     def load(self, on_progress: Progress | None = None) -> None:
         """Decode or read the images and split them, once; `on_progress` is for slow folders."""
@@ -115,7 +116,7 @@ class SearchData(LightningDataModule):
         """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
         is_resident = self.is_resident
         automatic = 0 if is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
-        order = StepOrder(self.split, self.seed, self.batch_size)
+        order = self._order(torch.device("cpu"))
         return DataLoader(
             ResidentSteps() if is_resident else HostSteps(self._cutter(), order),
             batch_size=None,
@@ -132,13 +133,16 @@ class SearchData(LightningDataModule):
 
     def step_batches(self, item: int | RawStep) -> dict[str, list[Batch]]:
         """Micro-batches of a step, under `weights` and `arch`: a pure function of (seed, step)."""
-        return self._maker.step(item, self.accumulate)
+        return self._maker.step(item)
 
     def held_out_batches(self) -> Iterator[Batch]:
-        """All held-out images once, in nearly equal batches; a lone last image has no neighbour."""
-        positions = self.split.held_out
-        for part in np.array_split(positions, math.ceil(len(positions) / self.batch_size)):
-            yield self._maker.held_out(part)
+        """This rank's held-out images once, in nearly equal batches."""
+        positions, size = self.split.held_out, self.batch_size // ranks.size()
+        # Nearly equal, for a lone last image would have no neighbour (the null arm needs one).
+        parts = np.array_split(positions, max(ranks.size(), math.ceil(len(positions) / size)))
+        for part in parts[ranks.index() :: ranks.size()]:
+            if len(part):
+                yield self._maker.held_out(part)
 
     def preview(self, count: int) -> Batch:
         return self._maker.held_out(self.split.held_out[:count])
@@ -180,11 +184,15 @@ class SearchData(LightningDataModule):
 
     @property
     def _maker(self) -> BatchMaker:
-        where = self.device, self.dtype
+        where = self.device, self.dtype, ranks.size()
         if where not in self._makers:
-            order = StepOrder(self.split, self.seed, self.batch_size, self.device)
+            order = self._order(self.device)
             self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, self.source.flip)
         return self._makers[where]
+
+    def _order(self, device: torch.device) -> StepOrder:
+        share = ranks.index(), ranks.size()
+        return StepOrder(self.split, self.seed, self.batch_size, device, self.accumulate, share)
 
 
 def _ignore_signals(_worker: int) -> None:

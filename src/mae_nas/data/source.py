@@ -19,6 +19,7 @@ class ImageSource(Checked):
     Args:
         side: of the square images of search, in pixels; short sides are resized to it. `auto` is
             the data set's natural side.
+        batch_size: images of a step on either level of the search, on all devices together.
         flip: mirror half of the images; right unless left and right mean something.
         crop_padding: border around an image from which windows may be cut, in pixels.
         split: weight and architecture halves by a seeded permutation, or `ordered` as in DARTS.
@@ -31,6 +32,7 @@ class ImageSource(Checked):
     """
 
     side: int | Literal["auto"] = "auto"
+    batch_size: int = 64
     flip: bool = True
     crop_padding: int = 0
     split: Literal["random", "ordered"] = "random"
@@ -43,6 +45,8 @@ class ImageSource(Checked):
     def _problems(self) -> Iterator[str]:
         if self.side != "auto" and self.side < 1:
             yield f"data.side: {self.side} is not a number of pixels; use auto or 32"
+        if self.batch_size < 1:
+            yield f"data.batch_size: {self.batch_size} is not a number of images; use 1+"
         if self.crop_padding < 0:
             yield f"data.crop_padding: {self.crop_padding} is below 0"
         if self.held_out < 1:

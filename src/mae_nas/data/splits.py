@@ -31,7 +31,7 @@ class Split:
         weights, architecture = len(self.weights), len(self.architecture)
         if min(weights, architecture) < batch_size:
             raise ValueError(
-                f"trainer.batch_size: {batch_size} does not fit splits of {weights} (weights), "
+                f"data.batch_size: {batch_size} does not fit splits of {weights} (weights), "
                 f"{architecture} (architecture) and {len(self.held_out)} (held out) images; "
                 f"use {min(weights, architecture)} or less, or more images"
             )

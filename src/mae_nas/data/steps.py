@@ -30,12 +30,22 @@ class StepOrder:
         seed: of the run.
         batch_size: images of a step on either level.
         device: where permutations live; slices of them are taken by plain integers.
+        micro_batches: that every batch is cut into.
+        share: which part of every micro-batch is this rank's, (rank, ranks); by value, since
+            loader workers know no ranks.
     """
 
     def __init__(
-        self, split: Split, seed: int, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        split: Split,
+        seed: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        micro_batches: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.seed, self.batch_size = seed, batch_size
+        self.micro_batches, self.share = micro_batches, share
         self.device = torch.device(device)
         self._halves = {
             Purpose.WEIGHTS: torch.from_numpy(split.weights).to(device),
@@ -44,11 +54,13 @@ class StepOrder:
         self._orders: dict[tuple[Purpose, int], Tensor] = {}
 
     def draw(self, purpose: Purpose, step: int) -> tuple[int, Tensor]:
-        """The key of all that is random in one level of a step, and its images."""
-        return derive_key(self.seed, purpose, step), self.index(purpose, step)
+        """The key of all that is random in one level of a step, and this rank's images of it."""
+        rank, ranks = self.share
+        index = self.index(purpose, step).view(self.micro_batches, ranks, -1)[:, rank]
+        return derive_key(self.seed, purpose, step), index.flatten()
 
     def index(self, purpose: Purpose, step: int) -> Tensor:
-        """Positions in the store of the images of a step: (batch_size,), int64."""
+        """Positions in the store of the images of a step, of all ranks: (batch_size,), int64."""
         length = len(self._halves[purpose])
         if purpose is Purpose.WEIGHTS:
             length -= length % self.batch_size
@@ -126,7 +138,7 @@ class BatchMaker:
         labels = cutter.store.labels
         self.labels = None if labels is None else torch.from_numpy(labels).to(order.device)
 
-    def step(self, item: int | RawStep, micro_batches: int) -> dict[str, list[Batch]]:
+    def step(self, item: int | RawStep) -> dict[str, list[Batch]]:
         """Both batches of a step, each cut into equal micro-batches, without synchronisation."""
         step = item if isinstance(item, int) else item.step
         batches: dict[str, list[Batch]] = {}
@@ -135,7 +147,8 @@ class BatchMaker:
             windows = item.windows[name] if isinstance(item, RawStep) else self._cut(index, key)
             if self.flip:
                 windows = mirror_half(windows, key, index)
-            batches[name] = _micro_batches(self._batch(windows, index, key), micro_batches)
+            batch = self._batch(windows, index, key)
+            batches[name] = _micro_batches(batch, self.order.micro_batches)
         return batches
 
     def held_out(self, positions: NDArray[np.int64]) -> Batch:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mae_nas.backbone import FeatureInfo
 from mae_nas.decoders.base import Decoder, initialise, kernel_problems
+from mae_nas.masking import BatchNorm
 
 
 class _Up(nn.Sequential):
@@ -16,10 +17,10 @@ class _Up(nn.Sequential):
         super().__init__(
             nn.ConvTranspose2d(channels, channels, 4, 2, padding=1),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
+            BatchNorm(channels),
             nn.ReLU6(),
             nn.Conv2d(channels, channels // 2, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels // 2),
+            BatchNorm(channels // 2),
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from mae_nas import ranks
 from mae_nas.runs.checkpoint import FORMAT
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
@@ -155,16 +156,20 @@ class Readings(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         # The reading that ended a stopped search is none of the continued one's.
-        self.table.cut(trainer.global_step, self.interval)
+        steps = range(0, trainer.global_step + 1, self.interval)
         self.restore()
+        self.readings = [reading for reading in self.readings if reading.step in steps]
+        if trainer.is_global_zero:
+            self.table.cut(steps)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
         if step % self.interval == 0 or step >= self.last_step or trainer.should_stop:
             before, reading = self.verdict, self.take(self.readings)
             self.readings.append(reading)
-            self.table.append(reading.to_dict())
-            write_json(self.folder.genotype, reading.to_dict())
+            if trainer.is_global_zero:
+                self.table.append(reading.to_dict())
+                write_json(self.folder.genotype, reading.to_dict())
             if reading.verdict != before:
                 log.warning("%s", verdict_line(reading))
         if self.has_stopped_search:
@@ -235,7 +240,8 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
         step = trainer.global_step
-        is_due = self.readings.step == step or time.monotonic() - self._saved >= self.seconds
+        (is_due,) = ranks.maximum(time.monotonic() - self._saved >= self.seconds)
+        is_due = is_due or self.readings.step == step
         if is_due or step % FINITE_CHECK_STEPS == 0:
             module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
         if is_due:
@@ -252,13 +258,14 @@ class StopOnSignal(pl.Callback):
     """Ctrl-C or SIGTERM ends the search after the step in progress; a second one at once."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received = 0  # by this process
+        self.agreed = 0  # by all ranks: the signal that ends the search
 
     def on_train_start(self, *_: object) -> None:
         """Take over from Lightning, which would end without a reading; it restores the handlers."""
 
         def stop(number: int, _frame: object) -> None:
-            is_second, self.received = self.received is not None, number
+            is_second, self.received = self.received > 0, number
             if is_second:
                 raise KeyboardInterrupt
             log.info("Stopping after this step and a last reading (again to stop at once)")
@@ -267,5 +274,6 @@ class StopOnSignal(pl.Callback):
         signal.signal(signal.SIGTERM, stop)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        if self.received is not None:
-            trainer.should_stop = True
+        # All ranks stop at the same step, whichever was told to.
+        (self.agreed,) = ranks.maximum(self.received)
+        trainer.should_stop = trainer.should_stop or self.agreed > 0

@@ -26,6 +26,8 @@ FREE = (
     "data.cache",
 )
 """Keys, with all below them, that change no result and so may change when a run continues."""
+PLACES = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
+"""Keys that change no result either where BatchNorm is synchronised."""
 
 Config = dict[str, object]
 
@@ -214,7 +216,8 @@ def _is_touched(key: str, touched: Sequence[str]) -> bool:
 def _binding(config: Mapping[str, object]) -> dict[str, object]:
     """Leaves that may change a result, as JSON gives them back."""
     plain = cast("Config", json.loads(json.dumps(config)))
-    return {key: value for key, value in leaves(plain) if not is_inside(key, FREE)}
+    free = FREE + PLACES * (find(plain, "trainer.sync_batchnorm") is True)
+    return {key: value for key, value in leaves(plain) if not is_inside(key, free)}
 
 
 def _say(values: Mapping[str, object], key: str) -> str:

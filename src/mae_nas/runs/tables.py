@@ -30,12 +30,11 @@ class JsonLines:
     def append(self, row: Mapping[str, object]) -> None:
         append_line(self.path, json.dumps(row))
 
-    def cut(self, last_step: int, interval: int) -> None:
-        """Keep the rows up to `last_step`, where a run goes on, at multiples of `interval`."""
+    def cut(self, steps: range) -> None:
+        """Keep the rows of some steps."""
         if self.path.exists():
-            steps = range(0, last_step + 1, interval)
-            kept = [row for row in self.rows() if row["step"] in steps]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            rows = [row for row in self.rows() if row["step"] in steps]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class MetricsTable:

@@ -32,30 +32,37 @@ class TrainerSettings(Checked):
             take. Not stated in the paper; we use 50 because DARTS does, and 6,000 because 2,000
             images would get 750 steps where DARTS gives CIFAR 19,500.
         max_steps: stop early after this many steps, without changing any schedule.
-        batch_size: images per step, on each side of the bilevel problem.
-        accumulate: micro-batches a step is cut into; divides `batch_size`.
+        accumulate: micro-batches that a device's share of a step is cut into.
         precision: `32-true`, `64-true` or `bf16-mixed`; α and the loss stay in float32 or wider.
         accelerator: `auto`, `cpu`, `cuda`, `mps`: where to run.
+        devices: of one node; each computes an equal share of every batch.
+        num_nodes: computers, each with as many devices.
+        strategy: `auto` is `ddp` (gradients averaged by torch's DistributedDataParallel) where
+            there are several devices.
+        sync_batchnorm: BatchNorm over the images of all devices: the same search whatever their
+            number. Otherwise each normalises by its own share, and running statistics are averaged.
         checkpoint_seconds: seconds between checkpoints: the most that a kill can lose.
         log_every: steps between rows of metrics.csv.
     """
 
     max_epochs: int | Literal["auto"] = "auto"
     max_steps: int | None = None
-    batch_size: int = 64
     accumulate: int = 1
     precision: Precision = "32-true"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    sync_batchnorm: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10
 
     def _problems(self) -> Iterator[str]:
-        for name in ("max_epochs", "max_steps", "batch_size", "accumulate", "log_every"):
+        counts = ("max_epochs", "max_steps", "accumulate", "log_every")
+        for name in (*counts, "devices", "num_nodes"):
             value = getattr(self, name)
             if value not in ("auto", None) and value < 1:
                 yield f"{name} {value}: must be at least 1"
-        if self.accumulate > 0 and self.batch_size % self.accumulate:
-            yield f"accumulate {self.accumulate}: must divide batch_size {self.batch_size}"
         known = get_args(Precision)
         if self.precision not in known:
             yield f"precision {self.precision!r}: must be one of {', '.join(known)}"
@@ -64,6 +71,16 @@ class TrainerSettings(Checked):
             yield f"accelerator {self.accelerator}: none is here; use auto or cpu"
         if not self.checkpoint_seconds > 0:  # NaN too
             yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share the search, one for each device."""
+        return self.devices * self.num_nodes
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches that a batch is cut into, on all devices together."""
+        return self.accumulate * self.ranks
 
     def epochs(self, steps_per_epoch: int) -> int:
         """The length of the schedule in epochs."""
@@ -88,7 +105,10 @@ class TrainerSettings(Checked):
             max_steps=last_step,
             precision=self.precision,
             accelerator=self.accelerator,
-            devices=1,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy="ddp" if self.ranks > 1 else self.strategy,
+            use_distributed_sampler=False,
             callbacks=list(callbacks),
             logger=list(loggers),
             plugins=[AtomicCheckpointIO()],
@@ -181,7 +201,8 @@ def _drop_foreign_callbacks(trainer: pl.Trainer, ours: Sequence[pl.Callback]) ->
 
 
 def _quieten() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for room in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(room).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",

@@ -1,10 +1,15 @@
-"""Gradients of the architecture parameters: first order, and unrolled (DARTS, Eq. 7-8)."""
+"""Gradients of the architecture parameters: first order, and unrolled (DARTS, Eq. 7-8).
+
+Losses are means over a rank's images; what is returned is the mean over all ranks.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mae_nas import ranks
 
 Loss = Callable[[], Tensor]
 """A loss at the present weights and α: the same images and the same mask at every call."""
@@ -41,7 +46,9 @@ def mean_gradient(
         gradients = torch.autograd.grad(value, inputs, allow_unused=True)
         total = list(map(_plus, total, gradients)) if values else gradients
         values.append(value.detach())
-    return torch.stack(values).sum(), list(total)
+    mean = torch.stack(values).sum()
+    ranks.average_([mean, *(gradient for gradient in total if gradient is not None)])
+    return mean, list(total)
 
 
 def unrolled_gradient(

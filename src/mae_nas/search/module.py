@@ -1,6 +1,7 @@
 """The alternating search steps, Eq. (2) of MAE-NAS, as a LightningModule."""
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
+from mae_nas import ranks
 from mae_nas.batch import Batch
 from mae_nas.checks import Checked
+from mae_nas.masking import BatchNorm
 from mae_nas.objectives import Encode, Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.search.bilevel import Loss, VirtualStep, mean_gradient, unrolled_gradient
@@ -128,12 +131,14 @@ class SearchModule(pl.LightningModule):
 
     def _encoder(self, batch: Batch) -> Encode:
         if self.is_random:  # spaces with noise (S4): the only draw that is not from `randomness`
-            torch.manual_seed(batch.key)
+            torch.manual_seed(batch.key + ranks.index())
         mixtures = self.relaxation.mixture()  # α enters here and nowhere else
         return lambda image, visible: self.supernet(image, mixtures, visible)
 
     def training_step(self, batch: Mapping[str, Sequence[Batch]], batch_idx: int) -> None:  # noqa: ARG002
         """One alternating update: α on the architecture half, then w on the weight half."""
+        if self.global_step % self.steps_per_epoch == 0:
+            ranks.check_equal(self.alphas, "α")
         self.values = {}
         self.set_learning_rate()
         if self.epoch >= self.settings.warmup_epochs:
@@ -173,9 +178,14 @@ class SearchModule(pl.LightningModule):
                 self.manual_backward(loss / len(batches))
                 losses.append(loss.detach())
                 values.append(others)
-            self._record("weight_loss", torch.stack(losses).mean())
-            for name in values[0]:
-                self.values[name] = torch.stack([value[name] for value in values]).mean()
+            means = {
+                name: torch.stack([value[name] for value in values]).mean() for name in values[0]
+            }
+            loss = torch.stack(losses).mean()
+            # At every step: when a checkpoint comes depends on the clock, what it holds may not.
+            ranks.average_([loss, *means.values(), *self._running])
+            self._record("weight_loss", loss)
+            self.values |= means
             optimizer[0].step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -188,6 +198,12 @@ class SearchModule(pl.LightningModule):
     @cached_property
     def _statistics(self) -> list[Tensor]:
         return [*self.supernet.buffers(), *self.objective.buffers()]
+
+    @cached_property
+    def _running(self) -> list[Tensor]:
+        """Running statistics that the ranks do not share already."""
+        is_shared = any(isinstance(m, BatchNorm) and m.synchronised for m in self.modules())
+        return [] if is_shared else [b for b in self._statistics if b.is_floating_point()]
 
     def _losses(self, batches: Sequence[Batch]) -> list[Loss]:
         return [lambda batch=batch: self.loss(batch)[0] for batch in batches]
@@ -232,13 +248,14 @@ class SearchModule(pl.LightningModule):
     @torch.no_grad()
     def held_out_loss(self, batches: Iterable[Batch]) -> float:
         """Mean masked loss over held-out images, with running statistics and fixed masks."""
-        losses, sizes = [], []
+        losses, images = [], []
         with evaluating(self):
             for batch in batches:
                 losses.append(self.loss(batch)[0])
-                sizes.append(len(batch.image))
-        weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
-        mean = float(torch.stack(losses).cpu().double() @ weights)
+                images.append(len(batch.image))
+        values = torch.stack(losses).tolist() if losses else []
+        total, count = ranks.total(math.fsum(map(operator.mul, values, images)), sum(images))
+        mean = total / count
         if not math.isfinite(mean) and self.bad_step < 0:
             self.bad_step.fill_(self.global_step)
         return mean

@@ -1,0 +1,55 @@
+"""Which process of a run this is, and what the first one leaves for those that it launches.
+
+Lightning starts the other ranks of a node by the same command line. The first process alone judges
+the configuration and the folder; the others are told what it decided.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+_DECIDED = "MAE_NAS_DECIDED"
+
+
+def is_first() -> bool:
+    """Whether no launcher has placed another process before this one."""
+    return all(os.environ.get(place, "0") == "0" for place in _PLACES)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The run that all ranks are about to compute."""
+
+    config: Mapping[str, Any]
+    folder: Path
+    checkpoint: Path | None
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Put it where processes launched inside look: the environment, which they inherit."""
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint.absolute())
+        facts = [self.config, str(self.folder.absolute()), checkpoint]
+        os.environ[_DECIDED] = json.dumps(facts)
+        try:
+            yield
+        finally:
+            del os.environ[_DECIDED]
+
+
+def decided(config: Mapping[str, Any], run_dir: Path, run_dir_given: bool) -> Decided:
+    """What the first process left here; on another node, what the same command line means there."""
+    if _DECIDED in os.environ:
+        config, folder, checkpoint = json.loads(os.environ[_DECIDED])
+        return Decided(config, Path(folder), None if checkpoint is None else Path(checkpoint))
+    if not run_dir_given or config["resume"] not in (None, "auto"):
+        raise ValueError(
+            "several nodes need hydra.run.dir=FOLDER on a file system that they share, and "
+            "resume=auto to continue"
+        )
+    saved = run_dir / "checkpoints" / "last.ckpt"
+    return Decided(config, run_dir, saved if config["resume"] and saved.exists() else None)

@@ -1,0 +1,143 @@
+"""Several ranks compute the search that one would, and none is left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_nas.genotype import read_genotype
+
+Search = Callable[..., int]
+Start = Callable[..., subprocess.Popen[str]]
+EXACT = ["trainer.precision=64-true", "trainer.sync_batchnorm=true", "trainer.max_epochs=9"]
+TWO = "trainer.devices=2"
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def saved(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_close(run: Path, other: Path, limit: float = 1e-10) -> None:
+    one, two = saved(run), saved(other)
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < limit, name
+    assert read_genotype(str(run)) == read_genotype(str(other))
+
+
+def wait_for_rows(process: subprocess.Popen[str], run: Path, rows: int) -> None:
+    deadline, metrics = time.monotonic() + 200, run / "metrics.csv"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) <= rows:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("devices", "extra"),
+    [
+        (2, ["efficiency.resident=false", "efficiency.workers=1"]),
+        pytest.param(2, ["mask.mode=sparse"], marks=pytest.mark.slow),
+        pytest.param(2, ["decoder=unet", "trainer.accumulate=2"], marks=pytest.mark.slow),
+        pytest.param(2, ["search.second_order=true"], marks=pytest.mark.slow),
+        pytest.param(4, [], marks=pytest.mark.slow),
+    ],
+)
+def test_ranks_compute_the_search_of_one(
+    finished: Callable[..., Path], start: Start, tmp_path: Path, devices: int, extra: list[str]
+) -> None:
+    # How images reach the devices is no matter; all else is the search's.
+    alone = [override for override in extra if not override.startswith("efficiency")]
+    process = start(*EXACT, *extra, f"trainer.devices={devices}", "hydra.run.dir=run")
+    assert end(process)[0] == 0
+    assert_close(tmp_path / "run", finished(*EXACT, *alone))
+
+
+def test_ranks_that_differ_stop_the_search_naming_one(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "apart.py").write_text(APART)
+    process = start(
+        *("relaxation=custom", "relaxation._target_=apart.Apart", TWO, "hydra.run.dir=run")
+    )
+    code, said = end(process)
+    assert code != 0
+    assert "α of rank 1 differs from that of rank 0" in said
+    assert "Traceback" not in said
+
+
+APART = """
+import os
+from mae_nas.relaxations import DARTS
+
+class Apart(DARTS):
+    def __init__(self, space) -> None:
+        super().__init__(space)
+        if os.environ.get("LOCAL_RANK") == "1":
+            self.alphas["normal"].data += 1e-6
+"""
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_with_other_ranks(
+    search: Search, start: Start, finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    here = [*EXACT, "hydra.run.dir=run", "resume=auto"]
+    assert end(start(*here, TWO, "trainer.max_steps=20"))[0] == 0
+    assert search(*here, "trainer.max_steps=40") == 0
+    assert end(start(*here, TWO))[0] == 0
+    assert_close(tmp_path / "run", finished(*EXACT))
+
+
+@pytest.mark.slow
+def test_ranks_killed_and_started_again_end_as_if_nothing_had_happened(
+    start: Start, assert_same: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    # Statistics of each rank's own: the harder case.
+    there = ["trainer.max_epochs=3", TWO]
+    assert end(start(*there, "hydra.run.dir=whole"))[0] == 0
+    here = [*there, "hydra.run.dir=run", "resume=auto", "trainer.checkpoint_seconds=0.05"]
+    process = start(*here)
+    wait_for_rows(process, tmp_path / "run", 5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert end(start(*here))[0] == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_signal_ends_all_ranks_for_requeue(start: Start, tmp_path: Path) -> None:
+    process = start("trainer.max_epochs=99", TWO, "hydra.run.dir=run")
+    wait_for_rows(process, tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)  # to the first alone: the others are told
+    code, said = end(process)
+    assert code == 75, said
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "stopped"
+
+
+@pytest.mark.parametrize("dies", ["first", pytest.param("second", marks=pytest.mark.slow)])
+def test_no_rank_outlives_another(start: Start, tmp_path: Path, dies: str) -> None:
+    process = start("trainer.max_epochs=99", TWO, "hydra.run.dir=run")
+    wait_for_rows(process, tmp_path / "run", 3)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = [int(child) for child in children if b"undrawn" in cmdline(int(child))]
+    os.kill(process.pid if dies == "first" else second, signal.SIGKILL)
+    code, said = end(process)  # ends when the last process has closed its end of the pipe
+    assert code != 0
+    assert "another rank has ended" in said or "terminated with code -9" in said
+    assert not Path(f"/proc/{second}").exists() or b"undrawn" not in cmdline(second)
+
+
+def cmdline(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
