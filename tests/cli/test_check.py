@@ -312,6 +312,24 @@ def test_check_does_not_guess_the_side_of_a_folder(default: dict[str, Any]) -> N
     check(changed(default, data=folder, mask__mode="sparse", mask__patch_size=32))
 
 
+def test_check_leaves_what_needs_an_unknown_side_for_later(
+    default: dict[str, Any], mine: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{mine}.py").write_text(MINE + SIDED)
+    folder = {"_target_": "mae_nas.data.Folder", "root": "/images"}
+    check(changed(default, data=folder, decoder={"_target_": f"{mine}.Sided"}))
+    null_arm = changed(default, data=folder, objective__target="permuted", trainer__accumulate=2)
+    (line,) = problems(null_arm)
+    assert line.startswith("objective.target=permuted takes the target")
+
+
+SIDED = """
+class Sided(Mine):
+    def __init__(self, features, channels: int, side: int) -> None:
+        super().__init__(features, channels, side // features[-1].stride)
+"""
+
+
 def test_check_builds_nothing_of_which_a_part_is_foreign(
     default: dict[str, Any], tmp_path: Path, mine: str
 ) -> None:

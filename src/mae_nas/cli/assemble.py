@@ -1,6 +1,7 @@
 """Configuration to objects: everything that a search is made of, wired once."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
-from mae_nas.cli.build import build, part, told
+from mae_nas.cli.build import build, import_target, part, told
 from mae_nas.data import ImageSource, SearchData
 from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking, synchronise
@@ -136,14 +137,14 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
     if bilevel is not None and bilevel.second_order and optimizer is not None:
         maker.hold("search", lambda: check_unrollable(optimizer))
     side = None if source is None else source.known_side()
-    parts = assemble(maker, side, (source and source.known_channels()) or 1)
+    assemble(maker, side, (source and source.known_channels()) or 1)
     if source is not None and settings is not None:
         if source.batch_size % settings.parts:
             maker.problems.append(
                 f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
                 "trainer.accumulate × trainer.devices × trainer.num_nodes"
             )
-        is_null_arm = parts is not None and getattr(parts.objective, "target", "") == "permuted"
+        is_null_arm = config["objective"].get("target") == "permuted"
         if is_null_arm and (settings.parts > 1 or source.batch_size < 2):
             maker.problems.append(
                 "objective.target=permuted takes the target from the same micro-batch, so it needs "
@@ -167,8 +168,11 @@ class Maker:
     problems: list[str] = field(default_factory=list)
 
     def make(self, kind: type[Part], section: str) -> Part | None:
-        """The section's object, or None if it is broken."""
+        """The section's object, or None if it is broken or asks for a fact not known yet."""
         if section in self.broken:
+            return None
+        asked = inspect.signature(import_target(self.config[section]["_target_"])).parameters
+        if any(name in asked and fact is None for name, fact in self.facts.items()):
             return None
         return self.hold(section, lambda: build(kind, self.config[section], self.facts, section))
 

@@ -69,6 +69,10 @@ class TrainerSettings(Checked):
         available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if self.accelerator in available and not available[self.accelerator]():
             yield f"accelerator {self.accelerator}: none is here; use auto or cpu"
+        if self.accelerator == "mps" and self.ranks > 1:
+            yield f"devices {self.devices}: mps has one"
+        if self.accelerator == "cuda" and self.devices > torch.cuda.device_count() > 0:
+            yield f"devices {self.devices}: {torch.cuda.device_count()} are here"
         if not self.checkpoint_seconds > 0:  # NaN too
             yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
 

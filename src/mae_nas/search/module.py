@@ -202,8 +202,10 @@ class SearchModule(pl.LightningModule):
     @cached_property
     def _running(self) -> list[Tensor]:
         """Running statistics that the ranks do not share already."""
-        is_shared = any(isinstance(m, BatchNorm) and m.synchronised for m in self.modules())
-        return [] if is_shared else [b for b in self._statistics if b.is_floating_point()]
+        modules = [*self.supernet.modules(), *self.objective.modules()]
+        apart = [m for m in modules if not (isinstance(m, BatchNorm) and m.synchronised)]
+        buffers = [buffer for module in apart for buffer in module.buffers(recurse=False)]
+        return [buffer for buffer in buffers if buffer.is_floating_point()]
 
     def _losses(self, batches: Sequence[Batch]) -> list[Loss]:
         return [lambda batch=batch: self.loss(batch)[0] for batch in batches]

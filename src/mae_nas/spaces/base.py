@@ -63,7 +63,7 @@ class SearchSpace(ABC):
         for kind in CELL_KINDS:
             candidates = self.primitives(kind)
             sizes = [len(names) for names in candidates]
-            if sizes != [max(sizes, default=0)] * len(self.edges) or not sizes[0]:
+            if not sizes or not sizes[0] or sizes != sizes[:1] * len(self.edges):
                 yield (
                     f"{type(self).__name__}.primitives({kind!r}): needs {len(self.edges)} edges "
                     f"with equally many candidates, got {sizes}"
