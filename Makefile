@@ -18,6 +18,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing PyTorch and the rest into $(VENV): some 6 GB, some minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@du -sh $(VENV)
 	@touch $@
 
 demo: install ## search on the embedded digits: two minutes on a laptop, ends with a drawn cell

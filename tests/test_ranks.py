@@ -65,6 +65,18 @@ def test_gradients_of_a_gather_return_to_their_ranks(tmp_path: Path) -> None:
     assert second.tolist() == [2.0, 12.0]
 
 
+def test_a_gather_leaves_the_gradients_of_others_alone(tmp_path: Path) -> None:
+    def work() -> object:
+        x = torch.ones(2, requires_grad=True)
+        beside = torch.zeros(2, 2, requires_grad=True)
+        # The sum hands both of its terms the same gradient, which the collective must not touch.
+        (ranks.gather(x) + beside).square().sum().backward()
+        return beside.grad
+
+    for gradient in on_ranks(2, tmp_path, work):
+        assert torch.equal(gradient, torch.full((2, 2), 2.0))
+
+
 def test_a_rank_that_differs_is_named(tmp_path: Path) -> None:
     def work() -> object:
         try:

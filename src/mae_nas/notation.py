@@ -86,7 +86,7 @@ def _fields(text: str) -> dict[str, ast.expr]:
     return {name: keyword.value for name, keyword in zip(names, keywords, strict=True)}
 
 
-def _literal(node: ast.expr, place: str) -> Any:  # noqa: ANN401
+def _literal(node: ast.expr, place: str) -> Any:  # noqa: ANN401 - any literal
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError, MemoryError):

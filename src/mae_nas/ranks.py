@@ -28,21 +28,21 @@ def index() -> int:
 
 def gather(local: Tensor) -> Tensor:
     """The ranks' tensors of one shape, stacked, (ranks, ...); gradients go back to their ranks."""
-    return local[None] if size() == 1 else _Gather.apply(local)  # type: ignore[no-any-return]
+    return local[None] if size() == 1 else _Gather.apply(local)
 
 
 class _Gather(torch.autograd.Function):
     """One collective each way; torch's own needs a reduce-scatter, which gloo has not."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, local: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: FunctionCtx, local: Tensor) -> Tensor:  # noqa: ARG004 - autograd's
         every = [torch.empty_like(local) for _ in range(size())]
         dist.all_gather(every, local.contiguous())
         return torch.stack(every)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:  # noqa: ARG004
-        total = gradients[0].contiguous()
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:  # noqa: ARG004 - autograd's
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # others hold it too
         dist.all_reduce(total)
         return total[index()]
 

@@ -236,6 +236,18 @@ def test_search_that_has_ended_is_not_trained_again(
     assert f"out is {state}: nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_a_rank_of_something_else_does_not_silence_a_search_of_one_device(
+    place: str, search_is: SearchIs, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    search_is(lambda *_: 0)
+    monkeypatch.setenv(place, "3")
+    assert main(["search", "hydra.run.dir=out"]) == 0
+    assert "run folder: out" in capsys.readouterr().out
+    assert main(["search", "trainer.devices=2"]) == 2  # a follower, which no one has told its run
+    assert "several nodes need hydra.run.dir=FOLDER" in capsys.readouterr().err
+
+
 def test_search_interrupted_before_a_result_leaves_nothing(
     search_is: SearchIs, tmp_path: Path
 ) -> None:

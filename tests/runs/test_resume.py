@@ -161,6 +161,19 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     decision.folder.release()
 
 
+def test_a_synchronised_search_may_change_its_devices(tmp_path: Path) -> None:
+    path = run(tmp_path / "run", trainer__sync_batchnorm=True, trainer__devices=1)
+    # By PATH the stored configuration says that it is synchronised, not the command line.
+    moved = config(str(path), trainer__devices=2)
+    decision = decide(moved, tmp_path / "now", False, ["resume", "trainer.devices"])
+    assert decision.config["trainer"]["devices"] == 2  # type: ignore[index]
+    assert decision.config["trainer"]["sync_batchnorm"] is True  # type: ignore[index]
+    decision.folder.release()
+    path = run(tmp_path / "other", trainer__sync_batchnorm=False, trainer__devices=1)
+    with pytest.raises(ValueError, match=r"trainer\.devices: the run has 1, this command line 2"):
+        decide(config(str(path), trainer__devices=2), path, False, ["resume", "trainer.devices"])
+
+
 def test_auto_without_a_folder_takes_the_newest_like_it(tmp_path: Path) -> None:
     names = ["old", "newer", "other", "finished", "held", "broken"]
     paths = {name: tmp_path / name for name in names}

@@ -16,8 +16,15 @@ _PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 _DECIDED = "MAE_NAS_DECIDED"
 
 
-def is_first() -> bool:
-    """Whether no launcher has placed another process before this one."""
+def is_first(config: Mapping[str, Any]) -> bool:
+    """Whether no launcher has placed another process of this run before this one.
+
+    A cluster's job may hold several runs of one device each: their ranks say nothing.
+    """
+    trainer = config["trainer"]
+    is_alone = (trainer.get("devices", 1), trainer.get("num_nodes", 1)) == (1, 1)
+    if is_alone and _DECIDED not in os.environ:
+        return True
     return all(os.environ.get(place, "0") == "0" for place in _PLACES)
 
 

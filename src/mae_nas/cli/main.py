@@ -77,7 +77,7 @@ def _search(arguments: list[str]) -> int:
 
         return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
 
-    if not launch.is_first():
+    if not launch.is_first(composed.config):
         return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
     _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
     from mae_nas.cli.check import check

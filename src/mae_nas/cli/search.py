@@ -64,7 +64,7 @@ def run_search(
     Raises:
         ValueError: the parts do not fit each other, the data or the checkpoint.
     """
-    is_first = launch.is_first()
+    is_first = launch.is_first(config)
     console = Console(soft_wrap=True, quiet=not is_first)
     with logging_to(folder.log, console) if is_first else nullcontext():
         run = prepare(config, folder, console)
@@ -76,7 +76,8 @@ def run_search(
             step = saved["global_step"]
             if step >= readings.last_step and not folder.genotype.exists():
                 raise ValueError(f"trainer.max_steps: the run is at step {step} already; raise it")
-        announce(run)
+        if is_first:
+            announce(run)
 
         origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
         pictures = Pictures(folder, run.parts.space, run.module, run.data, run.yardsticks)

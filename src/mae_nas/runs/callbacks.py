@@ -170,7 +170,7 @@ class Readings(pl.Callback):
             if trainer.is_global_zero:
                 self.table.append(reading.to_dict())
                 write_json(self.folder.genotype, reading.to_dict())
-            if reading.verdict != before:
+            if trainer.is_global_zero and reading.verdict != before:
                 log.warning("%s", verdict_line(reading))
         if self.has_stopped_search:
             trainer.should_stop = True

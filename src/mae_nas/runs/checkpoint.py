@@ -26,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self,
         checkpoint: dict[str, Any],
         path: _PATH,
-        storage_options: Any | None = None,  # noqa: ANN401, ARG002
+        storage_options: Any | None = None,  # noqa: ANN401, ARG002 - Lightning's
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def decide(
 
 def config_hash(config: Mapping[str, object]) -> str:
     """BLAKE2b of all keys that may change a result, as canonical JSON: 32 hexadecimal digits."""
-    text = json.dumps(_binding(config), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_binding(config, _free(config)), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -102,7 +102,8 @@ def differences(
     touched: Sequence[str] | None = None,
 ) -> list[str]:
     """A line for each key that may change a result and does; `touched` limits it to those keys."""
-    old, new = _binding(stored), _binding(given)
+    free = _free(stored)
+    old, new = _binding(stored, free), _binding(given, free)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         compared = touched is None or (key in new and _is_touched(key, touched))
@@ -200,7 +201,7 @@ def _ended(folder: RunFolder, stored: Config, config: Config) -> str:
 def _merge(stored: Config, given: Config, touched: Sequence[str]) -> Config:
     """The stored configuration, with what may change and was given."""
     merged = copy.deepcopy(stored)
-    for key in FREE:
+    for key in _free(stored):
         section, _, name = key.rpartition(".")
         home, value = find(merged, section), find(given, key)
         replaced = key in ALWAYS_GIVEN or _is_touched(key, touched)
@@ -213,10 +214,14 @@ def _is_touched(key: str, touched: Sequence[str]) -> bool:
     return is_inside(key, touched) or any(is_inside(one, [key]) for one in touched)
 
 
-def _binding(config: Mapping[str, object]) -> dict[str, object]:
+def _free(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Keys of a run that may change when it continues."""
+    return FREE + PLACES if find(config, "trainer.sync_batchnorm") is True else FREE
+
+
+def _binding(config: Mapping[str, object], free: Sequence[str]) -> dict[str, object]:
     """Leaves that may change a result, as JSON gives them back."""
     plain = cast("Config", json.loads(json.dumps(config)))
-    free = FREE + PLACES * (find(plain, "trainer.sync_batchnorm") is True)
     return {key: value for key, value in leaves(plain) if not is_inside(key, free)}
 
 

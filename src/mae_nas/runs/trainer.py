@@ -151,7 +151,7 @@ class Efficiency(Checked):
 class LoggerSettings:
     """What a `logger` node builds; this one adds nothing to the run folder's metrics.csv."""
 
-    def loggers(self, folder: Path, name: str) -> list[Logger]:  # noqa: ARG002
+    def loggers(self, folder: Path, name: str) -> list[Logger]:  # noqa: ARG002 - for subclasses
         """Lightning's loggers for the run `name` in `folder`."""
         return []
 
