@@ -69,12 +69,13 @@ def test_a_gather_leaves_the_gradients_of_others_alone(tmp_path: Path) -> None:
     def work() -> object:
         x = torch.ones(2, requires_grad=True)
         beside = torch.zeros(2, 2, requires_grad=True)
+        earlier = 3 * beside  # its backward runs after the gather's
         # The sum hands both of its terms the same gradient, which the collective must not touch.
-        (ranks.gather(x) + beside).square().sum().backward()
+        (ranks.gather(x) + earlier).square().sum().backward()
         return beside.grad
 
     for gradient in on_ranks(2, tmp_path, work):
-        assert torch.equal(gradient, torch.full((2, 2), 2.0))
+        assert torch.equal(gradient, torch.full((2, 2), 6.0))
 
 
 def test_a_rank_that_differs_is_named(tmp_path: Path) -> None:
