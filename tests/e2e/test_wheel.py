@@ -28,7 +28,6 @@ def call(*command: str | Path, cwd: Path) -> str:
 
 @pytest.mark.slow
 def test_an_installed_wheel_searches_from_an_empty_folder(tmp_path: Path, tiny: list[str]) -> None:
-    pytest.importorskip("hatchling")
     call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=REPOSITORY)
     (wheel,) = tmp_path.glob("*.whl")
     home = tmp_path / "home"
