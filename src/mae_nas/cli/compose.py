@@ -33,15 +33,19 @@ class Composed:
         config: resolved.
         run_dir: where the run goes.
         run_dir_given: whether the user chose it (else it is dated).
+        sweep_dir: where the jobs of a sweep go.
         touched: keys and groups that the overrides set; "" stands for everything.
         targets: classes that the overrides name (`X._target_=...`).
+        added: keys that the overrides add, to be known to a class alone.
     """
 
     config: dict[str, Any]
     run_dir: Path
     run_dir_given: bool
+    sweep_dir: Path
     touched: tuple[str, ...]
     targets: frozenset[str]
+    added: frozenset[str]
 
 
 @dataclass
@@ -76,8 +80,10 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
             config={str(key): _plain(tree[key]) for key in tree if key != "hydra"},
             run_dir=Path(tree.hydra.run.dir),
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
+            sweep_dir=Path(tree.hydra.sweep.dir),
             touched=tuple("" if key in OPTIONAL else key for key in keys),
             targets=frozenset(str(override.value()) for override in named),
+            added=frozenset(t[2:].partition("=")[0] for t in judged.texts if t.startswith("++")),
         )
 
 
@@ -125,7 +131,7 @@ def _parse(texts: list[str], groups: Collection[str], problems: list[str]) -> It
         elif override.is_sweep_override():
             hint = f"a list is written {key}=[a,b], text with commas '{key}=\"a,b\"'"
             hint = "a group takes one name" if key in groups else hint
-            problems.append(f"{text}: one value at a time (there are no sweeps yet); {hint}")
+            problems.append(f"{text}: several values are a sweep, mae-nas search -m …; {hint}")
         else:
             yield override
 

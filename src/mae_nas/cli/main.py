@@ -70,7 +70,7 @@ def _search(arguments: list[str]) -> int:
     if options.help:
         return _say(search_help())
     if options.multirun:
-        raise ValueError("-m: sweeps are not available in this version; start one run per value")
+        return _sweep(options)
     composed = compose(options.overrides, options.config_dir)
     if options.cfg:
         from omegaconf import OmegaConf
@@ -79,8 +79,6 @@ def _search(arguments: list[str]) -> int:
 
     if not launch.is_first(composed.config):
         return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
-    _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
-    from mae_nas.cli.check import check
     from mae_nas.runs.resume import decide
 
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
@@ -89,10 +87,23 @@ def _search(arguments: list[str]) -> int:
     if decision.ended:
         return COLLAPSED if decision.ended == "collapsed" else DONE
     try:
+        _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+        from mae_nas.cli.check import check
+
         check(decision.config, composed.targets if decision.read_back else None)
         return _run(decision, options.overrides)
     finally:
         decision.folder.release()
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from mae_nas.cli.sweep import run_sweep
+
+    if options.cfg:
+        raise ValueError("--cfg: shows one configuration; leave out -m and choose one value each")
+    text, code = run_sweep(options.overrides, options.config_dir)
+    _say(text)
+    return code
 
 
 def _follow(decided: "launch.Decided") -> int:
@@ -130,6 +141,12 @@ def _draw(arguments: list[str]) -> int:
     return _say("\n".join(draw(arguments)))
 
 
+def _runs(arguments: list[str]) -> int:
+    from mae_nas.cli.runs import USAGE, runs
+
+    return _say(USAGE if arguments[:1] in (["-h"], ["--help"]) else runs(arguments))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see mae-nas search --help)")
@@ -159,4 +176,8 @@ def _complain(error: ValueError | OSError) -> None:
         sys.stderr.write(f"mae-nas: {line}\n")
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"search": _search, "draw": _draw}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "search": _search,
+    "runs": _runs,
+    "draw": _draw,
+}
