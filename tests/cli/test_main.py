@@ -52,6 +52,8 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ["search", "mask.ratoi=1", "decoder=unett"],
         ["-sc", "query=bash"],
         ["draw", "--help"],
+        ["runs", "--help"],
+        ["search", "-m", "mask.ratoi=1,2"],
         ["serch"],
     ],
 )
@@ -92,8 +94,7 @@ def test_version_and_overview(capsys: Captured) -> None:
     ("arguments", "line"),
     [
         (["serch"], "serch: no such command; did you mean search?"),
-        (["xyz"], "xyz: no such command; commands are search, draw"),
-        (["search", "-m", "seed=1,2"], "-m: sweeps are not available in this version; "),
+        (["xyz"], "xyz: no such command; commands are search, runs, draw"),
         (["search", "--cfgg", "job"], "unrecognized arguments: --cfgg"),
         (["search", "mask.ratoi=1"], "mask.ratoi: no such key; did you mean mask.ratio?"),
         (["-sc", "install=tcsh"], "-sc install=tcsh: write -sc install=bash|fish|zsh"),

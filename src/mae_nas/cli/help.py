@@ -8,6 +8,8 @@ OVERVIEW = """\
 mae-nas: label-free architecture search by masked image reconstruction
 
   mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
+  mae-nas search -m KEY=A,B ...      a sweep: a search for each value
+  mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas draw genotype=...          a picture of a genotype
   mae-nas COMMAND --help             more about a command
   mae-nas --version
@@ -33,10 +35,13 @@ _KEYS = {
     "trainer.max_steps": "stop early; schedules stay",
     "trainer.precision": "32-true | 64-true | bf16-mixed",
     RUN_DIR: "the run folder",
+    "hydra.sweep.dir": "the folder of a sweep (-m)",
+    "hydra.launcher.parallel": "jobs of a sweep at once",
+    "hydra.launcher.executor": "process | slurm | local",
 }
 
 _USAGE = """\
-mae-nas search [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
+mae-nas search [-m] [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
 
 Search an architecture on images without labels. Every key has a default.
 
@@ -51,6 +56,7 @@ Examples:
   mae-nas search experiment=demo
   mae-nas search data=folder data.root=/my/images mask.ratio=0.6 mask.patch_size=4
   mae-nas search decoder=unet mask.mode=sparse hydra.run.dir=runs/mine resume=auto
+  mae-nas search -m mask.ratio=0.2,0.6 'seed=range(0,3)' hydra.launcher.parallel=2
   mae-nas search decoder=custom decoder._target_=my_module.MyDecoder decoder.argument=1
 
 Exit codes: 0 done, 1 failed, 2 configuration, 3 stopped by the collapse verdict, 75 run it again,

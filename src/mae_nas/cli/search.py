@@ -109,6 +109,8 @@ def run_search(
 
 def announce(run: Run) -> None:
     """What is about to be done, in a few lines."""
+    if run.config["left_out"]:
+        log.warning("not the whole experiment: %s", "; ".join(run.config["left_out"]))
     facts, masking = run.data.describe(), run.parts.masking
     log.info(
         "%s images of %d × %d, %d channels: %s for weights, %s for architecture, %s held out",

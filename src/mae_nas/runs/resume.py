@@ -20,6 +20,7 @@ FREE = (
     "efficiency",
     "hydra",
     "resume",
+    "left_out",
     "trainer.max_steps",
     "trainer.checkpoint_seconds",
     "data.root",  # a hash in the checkpoint tells the images apart, wherever they lie
