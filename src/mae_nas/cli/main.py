@@ -77,12 +77,16 @@ def _search(arguments: list[str]) -> int:
 
         return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
 
-    if not launch.is_first(composed.config):
-        return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
-    _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+    is_first = launch.is_first(composed.config)
+    if is_first:
+        _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+    from mae_nas.cli.assemble import settle_precision
     from mae_nas.cli.check import check
     from mae_nas.runs.resume import decide
 
+    settle_precision(composed.config)
+    if not is_first:
+        return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
     if decision.message:
         _say(decision.message)
