@@ -77,7 +77,10 @@ def test_compose_reports_all_mistakes_at_once() -> None:
         ("mask@x=default", "mask@x=default: packages (@) are not used here; write mask=…"),
         ("mask.ratio", "mask.ratio: cannot be read as key=value; "),
         ("seed=range(3)", "seed=range(3): several values are a sweep, mae-nas search -m …; a list"),
-        ("experiment=demo,null_arm", "experiment=demo,null_arm: several values are a sweep, mae-nas"),
+        (
+            "experiment=demo,null_arm",
+            "experiment=demo,null_arm: several values are a sweep, ",
+        ),
         ("seed=${nope}", "seed: Interpolation key 'nope' not found"),
         (
             "name=${oc.env:MAE_NAS_UNSET}",

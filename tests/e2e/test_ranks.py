@@ -1,5 +1,6 @@
 """Several ranks compute the search that one would, and none is left alone."""
 
+import csv
 import json
 import os
 import signal
@@ -85,6 +86,39 @@ class Apart(DARTS):
         super().__init__(space)
         if os.environ.get("LOCAL_RANK") == "1":
             self.alphas["normal"].data += 1e-6
+"""
+
+
+@pytest.mark.slow
+def test_ranks_skip_a_step_together(start: Start, tmp_path: Path) -> None:
+    """α is compared at the start of every epoch, and overflows on one rank in the third."""
+    (tmp_path / "overflow.py").write_text(OVERFLOW)
+    process = start(
+        *("relaxation=custom", "relaxation._target_=overflow.Overflow", TWO, "hydra.run.dir=run"),
+        *("trainer.precision=16-mixed", "trainer.max_epochs=4"),
+    )
+    code, said = end(process)
+    assert code == 0, said
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    scales = [float(row["loss_scale"]) for row in rows]
+    assert scales[14] == scales[13] / 2
+    assert [row["grad_norm_alpha_normal"] in ("inf", "") for row in rows].index(True) == 13
+
+
+OVERFLOW = """
+import os
+from mae_nas.relaxations import DARTS
+
+class Overflow(DARTS):
+    def __init__(self, space) -> None:
+        super().__init__(space)
+        self.steps = 0
+        self.alphas["normal"].register_hook(self.spoil)
+
+    def spoil(self, gradient):
+        self.steps += 1
+        is_bad = self.steps == 14 and os.environ.get("LOCAL_RANK") == "1"
+        return gradient * float("inf") if is_bad else gradient
 """
 
 

@@ -23,7 +23,12 @@ from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.trainer import Efficiency, LoggerSettings, TrainerSettings
+from mae_nas.runs.trainer import (
+    Efficiency,
+    LoggerSettings,
+    TrainerSettings,
+    automatic_precision,
+)
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.search.module import check_unrollable
 from mae_nas.spaces import SearchSpace
@@ -74,6 +79,13 @@ class Run:
     parts: Parts
     module: SearchModule
     yardsticks: dict[str, float]
+
+
+def settle_precision(config: Config) -> None:
+    """Put what `trainer.precision=auto` is here in its place, before it is stored."""
+    trainer = config["trainer"]
+    if trainer.get("precision") == "auto":
+        trainer["precision"] = automatic_precision(trainer.get("accelerator", "auto"))
 
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> Run:

@@ -33,7 +33,7 @@ _KEYS = {
     "on_collapse": "warn | stop",
     "trainer.max_epochs": "auto: 50, or as many more as 6,000 steps take",
     "trainer.max_steps": "stop early; schedules stay",
-    "trainer.precision": "32-true | 64-true | bf16-mixed",
+    "trainer.precision": "auto (half on CUDA) | 32-true | 64-true | bf16-mixed | 16-mixed",
     RUN_DIR: "the run folder",
     "hydra.sweep.dir": "the folder of a sweep (-m)",
     "hydra.launcher.parallel": "jobs of a sweep at once",

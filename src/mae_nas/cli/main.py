@@ -88,8 +88,10 @@ def _search(arguments: list[str]) -> int:
         return COLLAPSED if decision.ended == "collapsed" else DONE
     try:
         _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+        from mae_nas.cli.assemble import settle_precision
         from mae_nas.cli.check import check
 
+        settle_precision(decision.config)
         check(decision.config, composed.targets if decision.read_back else None)
         return _run(decision, options.overrides)
     finally:

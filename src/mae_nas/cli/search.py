@@ -123,10 +123,10 @@ def announce(run: Run) -> None:
     if skipped:
         log.warning("%d files skipped; summary.json names them all", len(skipped))
     log.info(
-        "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps",
+        "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps; precision %s",
         *(masking.ratio, masking.effective_ratio(run.data.side)),
         *(masking.patch_size, masking.patch_size, masking.mode),
-        *(run.module.epochs, run.module.steps_per_epoch),
+        *(run.module.epochs, run.module.steps_per_epoch, run.config["trainer"]["precision"]),
     )
     if run.yardsticks:
         log.info("loss of predictors that learn nothing: %s", yardstick_words(run))

@@ -27,6 +27,8 @@ FREE = (
     "data.cache",
 )
 """Keys, with all below them, that change no result and so may change when a run continues."""
+PRECISION = "trainer.precision"
+"""A run keeps the one that it began with, where it is asked for no other than `auto`."""
 PLACES = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Keys that change no result either where BatchNorm is synchronised."""
 
@@ -108,7 +110,8 @@ def differences(
     lines = []
     for key in sorted(old.keys() | new.keys()):
         compared = touched is None or (key in new and _is_touched(key, touched))
-        if compared and old.get(key, ABSENT) != new.get(key, ABSENT):
+        is_open = key == PRECISION and new.get(key) == "auto"
+        if compared and not is_open and old.get(key, ABSENT) != new.get(key, ABSENT):
             pair = f"{_say(old, key)}, this command line {_say(new, key)}"
             lines.append(f"{key}: the run has {pair}")
     return lines
@@ -159,6 +162,7 @@ def _continue_path(
 def _continue(
     config: Config, folder: RunFolder, stored: Config, checkpoint: Path | None = None
 ) -> Decision:
+    config = _settled(config, stored)
     ended = _ended(folder, stored, config)
     if ended:
         message = f"{folder.path} is {ended}: nothing to do"
@@ -172,6 +176,15 @@ def _continue(
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
     message = f"continuing {folder.path} {where}"
     return Decision(config, folder, continued=True, checkpoint=checkpoint, message=message)
+
+
+def _settled(config: Config, stored: Config) -> Config:
+    """`config` with the run's precision where it leaves the choice open."""
+    section, _, name = PRECISION.partition(".")
+    trainer, precision = find(config, section), find(stored, PRECISION)
+    if find(config, PRECISION) != "auto" or not (isinstance(trainer, dict) and precision != ABSENT):
+        return config
+    return {**config, section: {**trainer, name: precision}}
 
 
 def _stored_alike(
