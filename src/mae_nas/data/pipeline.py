@@ -1,12 +1,13 @@
 """The LightningDataModule of search: a store, its split, and both batches of every step."""
 
 import atexit
+import copy
 import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -64,6 +65,12 @@ class SearchData(LightningDataModule):
             split = split_images(self.source, store, self.seed)
             split.check_batch(self.batch_size)
             self._loaded = store, split
+
+    def cut(self, batch_size: int, accumulate: int) -> Self:
+        """The same images, loaded once for both, in other batches and in as many micro-batches."""
+        other = copy.copy(self)
+        other.batch_size, other.accumulate, other._makers = batch_size, accumulate, {}
+        return other
 
     def prepare_data(self) -> None:
         """Fill the cache in one process before others read it."""
