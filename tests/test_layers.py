@@ -13,7 +13,7 @@ ROOMS = ("", "spaces", "relaxations", "supernet", "decoders", "objectives", "dat
 ROOMS += ("network", "runs", "cli")  # a room imports from those before it; "" is the hall
 LIGHTNING = {"data/pipeline.py", "search/module.py"}
 LIGHTNING |= {f"runs/{name}.py" for name in ("trainer", "checkpoint", "callbacks", "measure")}
-LIGHTNING.add("runs/progress.py")
+LIGHTNING |= {f"runs/{name}.py" for name in ("progress", "watch")}
 FILES = {path.relative_to(ROOT).as_posix(): path for path in ROOT.rglob("*.py")}
 
 

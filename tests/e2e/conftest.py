@@ -16,7 +16,7 @@ TINY = [
     *("data=synthetic", "data.images=48", "data.side=8", "data.crop_padding=1"),
     *("mask.patch_size=2", "space=s1"),
     *("supernet.width=4", "supernet.depth=3", "data.batch_size=4", "trainer.max_epochs=2"),
-    *("trainer.log_every=1", "trainer.accelerator=cpu", "seed=3"),
+    *("trainer.log_every=1", "trainer.accelerator=cpu", "trainer.preflight=false", "seed=3"),
 ]
 """Twelve steps in two epochs."""
 

@@ -224,7 +224,14 @@ def test_the_record_has_the_names_that_scripts_rely_on(finished: Callable[..., P
 SUMMARY_KEYS = [
     *("name", "state", "verdict", "final", "skip_counts", "skip_chance", "entropy"),
     *("undetermined", "readings", "genotype", "seed", "device", "wall_seconds"),
-    *("images_per_second", "waiting_share", "peak_memory_bytes", "backend", "yardsticks"),
+    *(
+        "images_per_second",
+        "waiting_share",
+        "peak_memory_bytes",
+        "preflight",
+        "backend",
+        "yardsticks",
+    ),
     *(
         "beats_yardsticks",
         "mask_ratio",

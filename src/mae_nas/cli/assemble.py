@@ -23,6 +23,7 @@ from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.measure import StepCost
 from mae_nas.runs.trainer import (
     Efficiency,
     LoggerSettings,
@@ -79,6 +80,8 @@ class Run:
     parts: Parts
     module: SearchModule
     yardsticks: dict[str, float]
+    last_step: int  # where the search ends
+    cost: StepCost | None = None  # if it was measured
 
 
 def settle_precision(config: Config) -> None:
@@ -124,7 +127,9 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         module.double()
     if settings.sync_batchnorm:
         synchronise(module)
-    return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
+    total = module.epochs * module.steps_per_epoch
+    last_step = min(total, settings.max_steps or total)
+    return Run(config, folder, settings, data, parts, module, yardsticks(parts, data), last_step)
 
 
 def judge(config: Config, broken: Collection[str]) -> list[str]:
@@ -157,10 +162,11 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
                 "trainer.accumulate × trainer.devices × trainer.num_nodes"
             )
         is_null_arm = config["objective"].get("target") == "permuted"
-        if is_null_arm and (settings.parts > 1 or source.batch_size < 2):
+        if is_null_arm and (settings.parts > 1 or settings.fit_batch or source.batch_size < 2):
             maker.problems.append(
                 "objective.target=permuted takes the target from the same micro-batch, so it needs "
-                "trainer.accumulate=1, one device and data.batch_size of 2 or more"
+                "trainer.accumulate=1, trainer.fit_batch=false, one device and data.batch_size of "
+                "2 or more"
             )
     return maker.problems
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mae_nas import __version__
 from mae_nas.cli import launch
-from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED
+from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED, stopped_by
 from mae_nas.cli.spelling import suggest
+from mae_nas.stopping import Stopper
 
 if TYPE_CHECKING:
     from mae_nas.runs.resume import Decision
@@ -63,6 +64,15 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _search(arguments: list[str]) -> int:
+    stopper = Stopper()
+    try:
+        with stopper.listening():
+            return _compose_and_search(arguments, stopper)
+    except KeyboardInterrupt:
+        return stopped_by(stopper.received)
+
+
+def _compose_and_search(arguments: list[str], stopper: Stopper) -> int:
     from mae_nas.cli.compose import compose
     from mae_nas.cli.help import search_help
 
@@ -78,7 +88,8 @@ def _search(arguments: list[str]) -> int:
         return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
 
     if not launch.is_first(composed.config):
-        return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
+        decided = launch.decided(composed.config, composed.run_dir, composed.run_dir_given)
+        return _follow(decided, stopper)
     from mae_nas.runs.resume import decide
 
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
@@ -93,7 +104,7 @@ def _search(arguments: list[str]) -> int:
 
         settle_precision(decision.config)
         check(decision.config, composed.targets if decision.read_back else None)
-        return _run(decision, options.overrides)
+        return _run(decision, options.overrides, stopper)
     finally:
         decision.folder.release()
 
@@ -108,15 +119,16 @@ def _sweep(options: argparse.Namespace) -> int:
     return code
 
 
-def _follow(decided: "launch.Decided") -> int:
+def _follow(decided: "launch.Decided", stopper: Stopper) -> int:
     """Search as another rank: the first process has judged everything and made the folder."""
     from mae_nas.cli.search import run_search
     from mae_nas.runs.folder import RunFolder
 
-    return run_search(decided.config, [], RunFolder(decided.folder), decided.checkpoint)
+    folder = RunFolder(decided.folder)
+    return run_search(decided.config, [], folder, decided.checkpoint, stopper)
 
 
-def _run(decision: "Decision", overrides: list[str]) -> int:
+def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
     """Search in the run's folder; a folder made for a run that is then refused is taken back."""
     from mae_nas.cli.search import run_search
 
@@ -124,13 +136,15 @@ def _run(decision: "Decision", overrides: list[str]) -> int:
     if not decision.continued:
         _say(f"run folder: {folder.path}")
     try:
-        return run_search(decision.config, overrides, folder, decision.checkpoint)
+        return run_search(decision.config, overrides, folder, decision.checkpoint, stopper)
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION if folder.discard() or decision.continued else FAILED
     except KeyboardInterrupt:
-        folder.discard()
-        return INTERRUPTED
+        is_gone = folder.discard() and not decision.continued
+        said = "nothing is left of it" if is_gone else f"resume=auto hydra.run.dir={folder.path}"
+        _complain(ValueError(f"stopped at once; {said}"))
+        raise
     finally:
         folder.release()
 

@@ -22,6 +22,7 @@ from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.splits import Split, split_images
 from mae_nas.data.steps import BatchMaker, HostSteps, RawStep, ResidentSteps, StepOrder, StepSampler
 from mae_nas.data.store import ImageStore
+from mae_nas.stopping import SIGNALS
 
 _RESIDENT_SHARE = 0.25  # of the device's memory
 _MOST_WORKERS = 4
@@ -144,7 +145,8 @@ class SearchData(LightningDataModule):
 
     def held_out_batches(self) -> Iterator[Batch]:
         """This rank's held-out images once, in nearly equal batches."""
-        positions, size = self.split.held_out, self.batch_size // ranks.size()
+        # No larger than micro-batches, which are known to fit in memory.
+        positions, size = self.split.held_out, self.batch_size // ranks.size() // self.accumulate
         # Nearly equal, for a lone last image would have no neighbour (the null arm needs one).
         parts = np.array_split(positions, max(ranks.size(), math.ceil(len(positions) / size)))
         for part in parts[ranks.index() :: ranks.size()]:
@@ -204,7 +206,7 @@ class SearchData(LightningDataModule):
 
 def _ignore_signals(_worker: int) -> None:
     """Of a signal to the whole group: the main process alone decides how the run ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -23,6 +23,7 @@ FREE = (
     "left_out",
     "trainer.max_steps",
     "trainer.checkpoint_seconds",
+    "trainer.preflight",
     "data.root",  # a hash in the checkpoint tells the images apart, wherever they lie
     "data.cache",
 )
@@ -31,6 +32,7 @@ PRECISION = "trainer.precision"
 """A run keeps the one that it began with, where it is asked for no other than `auto`."""
 PLACES = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Keys that change no result either where BatchNorm is synchronised."""
+ACCUMULATE = "trainer.accumulate"
 
 Config = dict[str, object]
 
@@ -106,6 +108,8 @@ def differences(
 ) -> list[str]:
     """A line for each key that may change a result and does; `touched` limits it to those keys."""
     free = _free(stored)
+    if touched is None and find(stored, "trainer.fit_batch") is True:
+        free += (ACCUMULATE,)  # chosen by the run, and taken from it
     old, new = _binding(stored, free), _binding(given, free)
     lines = []
     for key in sorted(old.keys() | new.keys()):
@@ -175,6 +179,9 @@ def _continue(
     sweep(folder.path)
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
     message = f"continuing {folder.path} {where}"
+    if find(stored, "trainer.fit_batch") is True:
+        trainer = cast("Config", config["trainer"]) | {"accumulate": find(stored, ACCUMULATE)}
+        config = config | {"trainer": trainer}
     return Decision(config, folder, continued=True, checkpoint=checkpoint, message=message)
 
 

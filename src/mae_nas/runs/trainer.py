@@ -46,6 +46,10 @@ class TrainerSettings(Checked):
             number. Otherwise each normalises by its own share, and running statistics are averaged.
         checkpoint_seconds: seconds between checkpoints: the most that a kill can lose.
         log_every: steps between rows of metrics.csv.
+        preflight: do up to ten real steps on a copy first, to tell time and memory; they take half
+            a second, or two steps where that is longer.
+        fit_batch: raise `accumulate` where memory does not suffice until a step fits: the same
+            search but for BatchNorm, whose statistics are those of a micro-batch.
     """
 
     max_epochs: int | Literal["auto"] = "auto"
@@ -59,6 +63,8 @@ class TrainerSettings(Checked):
     sync_batchnorm: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10
+    preflight: bool = True
+    fit_batch: bool = False
 
     def _problems(self) -> Iterator[str]:
         counts = ("max_epochs", "max_steps", "accumulate", "log_every")
@@ -69,6 +75,13 @@ class TrainerSettings(Checked):
         known = ("auto", *get_args(Precision))
         if self.precision not in known:
             yield f"precision {self.precision!r}: must be one of {', '.join(known)}"
+        yield from self._device_problems()
+        if self.fit_batch and (self.num_nodes > 1 or not self.preflight):
+            yield "fit_batch: needs preflight=true and num_nodes=1"
+        if not self.checkpoint_seconds > 0:  # NaN too
+            yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
+
+    def _device_problems(self) -> Iterator[str]:
         available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if self.accelerator in available and not available[self.accelerator]():
             yield f"accelerator {self.accelerator}: none is here; use auto or cpu"
@@ -76,8 +89,6 @@ class TrainerSettings(Checked):
             yield f"devices {self.devices}: mps has one"
         if self.accelerator == "cuda" and self.devices > torch.cuda.device_count() > 0:
             yield f"devices {self.devices}: {torch.cuda.device_count()} are here"
-        if not self.checkpoint_seconds > 0:  # NaN too
-            yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
 
     @property
     def ranks(self) -> int:
@@ -236,6 +247,7 @@ def _quieten() -> None:
         logging.getLogger(room).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*Consider setting `persistent_workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*your dataloader is not resumable.*",
         ".*number of training batches.*smaller than the logging interval.*",
