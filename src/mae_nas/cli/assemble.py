@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, import_target, part, told
 from mae_nas.data import ImageSource, SearchData
+from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
@@ -91,6 +93,14 @@ def settle_precision(config: Config) -> None:
         trainer["precision"] = automatic_precision(trainer.get("accelerator", "auto"))
 
 
+@contextmanager
+def progress(console: Console, what: str) -> Iterator[OnProgress]:
+    """A bar on a terminal, for what is told (done, total)."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
     """Read the data and build everything from a checked configuration."""
     settings = build(TrainerSettings, config["trainer"], {}, "trainer")
@@ -106,9 +116,8 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         efficiency.workers,
         efficiency.resident,
     )
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading images", total=None)
-        data.load(lambda done, total: bar.update(task, completed=done, total=total))
+    with progress(console, "reading images") as on_progress:
+        data.load(on_progress)
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     maker = Maker(config)
     parts = assemble(maker, data.side, data.channels)

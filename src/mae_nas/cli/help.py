@@ -11,10 +11,21 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas search -m KEY=A,B ...      a sweep: a search for each value
   mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas draw genotype=...          a picture of a genotype
+  mae-nas inspect FOLDER             what a folder of images holds, and how to search on it
   mae-nas COMMAND --help             more about a command
   mae-nas --version
 
 Tab completion: eval "$(mae-nas -sc install=bash)"
+"""
+
+INSPECT = """\
+mae-nas inspect FOLDER [format=text|json] [KEY=VALUE ...]
+
+Say what a folder of images holds (files, formats, sizes, what cannot be read, duplicates, folders
+that look like classes), and what a search on it would use, as a command to paste.
+  format      text: one page | json: the same, and all names
+  KEY=VALUE   of mae-nas search, to see what they change: data.side=64 data.group=parent
+Decoded images are kept for the search, where data.cache says.
 """
 
 _KEYS = {

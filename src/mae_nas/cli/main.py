@@ -163,6 +163,16 @@ def _runs(arguments: list[str]) -> int:
     return _say(USAGE if arguments[:1] in (["-h"], ["--help"]) else runs(arguments))
 
 
+def _inspect(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        from mae_nas.cli.help import INSPECT
+
+        return _say(INSPECT)
+    from mae_nas.cli.inspect import inspect
+
+    return _say(inspect(arguments))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see mae-nas search --help)")
@@ -194,6 +204,7 @@ def _complain(error: ValueError | OSError) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": _search,
+    "inspect": _inspect,
     "runs": _runs,
     "draw": _draw,
 }

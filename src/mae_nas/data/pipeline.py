@@ -120,10 +120,15 @@ class SearchData(LightningDataModule):
             memory = torch.cuda.mem_get_info(self.device)[1]
         return self.store.pixels.nbytes <= _RESIDENT_SHARE * memory
 
+    @property
+    def worker_count(self) -> int:
+        """Processes that cut windows."""
+        automatic = 0 if self.is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
+        return self.workers if isinstance(self.workers, int) else automatic
+
     def train_dataloader(self) -> DataLoader[int | RawStep]:
         """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
         is_resident = self.is_resident
-        automatic = 0 if is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
         order = self._order(torch.device("cpu"))
         return DataLoader(
             ResidentSteps() if is_resident else HostSteps(self._cutter(), order),
@@ -131,7 +136,7 @@ class SearchData(LightningDataModule):
             sampler=StepSampler(
                 self.steps_per_epoch, lambda: self.trainer.global_step if self.trainer else 0
             ),
-            num_workers=self.workers if isinstance(self.workers, int) else automatic,
+            num_workers=self.worker_count,
             worker_init_fn=_ignore_signals,
             pin_memory=self.device.type == "cuda" and not is_resident,
         )
