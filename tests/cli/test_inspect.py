@@ -156,7 +156,7 @@ def test_every_name_survives_hydra_and_the_shell(text: str) -> None:
     ("name", "groups"),
     [
         (lambda scene, frame: f"clip{scene}_{frame:03d}.png", 6),
-        (lambda scene, frame: f"{scene}/{frame}.jp2", 6),
+        (lambda scene, frame: f"{scene % 3}/clip{scene}_{frame}.jp2", 6),
         (lambda scene, frame: f"p{scene}_{frame}_view{frame % 2}.png", 6),
     ],
 )
