@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
-from mae_nas.runs.trainer import LoggerSettings, TrainerSettings, reading_interval
+from mae_nas.runs.trainer import TrainerSettings, reading_interval
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_callbacks_that_installed_packages_add_do_not_run(
     assert snooping.Snoop.__name__ in names  # the package really is picked up
 
     ours = [pl.Callback(), pl.Callback()]
-    trainer = TrainerSettings(accelerator="cpu").make(5, ours, [], tmp_path)
+    trainer = TrainerSettings(accelerator="cpu").make(5, ours, tmp_path)
     assert trainer.callbacks == ours  # type: ignore[attr-defined]
     assert messages == ["Not running callbacks that other installed packages add: Snoop"]
 
@@ -100,7 +100,7 @@ def test_trainer_runs_our_callbacks_alone_and_writes_atomically(
     tmp_path: Path, messages: list[str]
 ) -> None:
     ours = [pl.Callback()]
-    trainer = TrainerSettings(accelerator="cpu", precision="64-true").make(5, ours, [], tmp_path)
+    trainer = TrainerSettings(accelerator="cpu", precision="64-true").make(5, ours, tmp_path)
     assert trainer.callbacks == ours  # type: ignore[attr-defined]
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     assert (trainer.max_steps, trainer.max_epochs) == (5, -1)
@@ -108,7 +108,3 @@ def test_trainer_runs_our_callbacks_alone_and_writes_atomically(
     assert trainer.loggers == []
     assert messages == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_logger_there_is_only_the_run_folders_own(tmp_path: Path) -> None:
-    assert LoggerSettings().loggers(tmp_path, "name") == []

@@ -3,10 +3,10 @@
 import logging
 import math
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,7 @@ from mae_nas.runs.callbacks import (
     Clock,
     Gallery,
     Metrics,
+    ReadingRows,
     Readings,
     StopOnSignal,
     verdict_line,
@@ -30,6 +31,7 @@ from mae_nas.runs.callbacks import (
 from mae_nas.runs.checkpoint import check_fits, read_checkpoint
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.loggers import LoggerSettings, RunLog, start_log
 from mae_nas.runs.measure import peak_memory
 from mae_nas.runs.pictures import Pictures
 from mae_nas.runs.progress import ProgressReport
@@ -41,8 +43,10 @@ from mae_nas.runs.records import (
     versions,
 )
 from mae_nas.runs.resume import config_hash
-from mae_nas.runs.trainer import LoggerSettings, reading_interval
+from mae_nas.runs.tables import JsonLines, MetricsTable
+from mae_nas.runs.trainer import reading_interval
 from mae_nas.search import NonFiniteLossError, Reading, take_reading
+from mae_nas.search.reading import edge_rows, reading_row
 
 log = logging.getLogger("mae_nas")
 
@@ -70,6 +74,7 @@ def run_search(
         run = prepare(config, folder, console)
         clock, stopper, readings = Clock(), StopOnSignal(), make_readings(run)
         identity = {"config_hash": config_hash(config), "data_hash": data_hash(run.data)}
+        step = 0
         if checkpoint is not None:
             saved = read_checkpoint(checkpoint)
             check_fits(saved, run.module.state_dict(), identity, checkpoint)
@@ -80,20 +85,21 @@ def run_search(
             announce(run)
 
         origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
-        pictures = Pictures(folder, run.parts.space, run.module, run.data, run.yardsticks)
-        gallery = Gallery(pictures.draw, readings, clock)
         seconds, seed = run.settings.checkpoint_seconds, config["seed"]
         checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
-        beside = [clock, stopper, readings, checkpoints]
+        run_log, record, code = RunLog(), {}, FAILED
         if is_first:
-            metrics = Metrics(folder, run.settings.log_every, clock)
-            progress = ProgressReport(readings.last_step, clock, readings, console)
-            beside = [clock, metrics, stopper, readings, checkpoints, gallery, progress]
-        logger = build(LoggerSettings, config["logger"], {}, "logger")
-        code = FAILED
+            settings = build(LoggerSettings, config["logger"], {}, "logger")
+            run_log = start_log(settings, folder, config, step, earlier_rows(run, step))
         try:
-            loggers = logger.loggers(folder.path, config["name"]) if is_first else []
-            trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
+            gallery = Gallery(drawing(run, run_log), readings, clock)
+            beside = [clock, stopper, readings, checkpoints]
+            if is_first:
+                metrics = Metrics(folder, run.settings.log_every, clock, run_log)
+                rows = ReadingRows(readings, run.parts.space, run_log)
+                progress = ProgressReport(readings.last_step, clock, readings, console)
+                beside = [clock, metrics, stopper, readings, rows, checkpoints, gallery, progress]
+            trainer = run.settings.make(readings.last_step, beside, folder.path)
             with launch.Decided(config, folder.path, checkpoint).left():
                 code = fit(trainer, run, checkpoint, stopper)
             if code == DONE and is_first:
@@ -101,9 +107,9 @@ def run_search(
                 run.module.to(device)  # Lightning leaves it on the CPU
                 gallery.settle()
                 code = stop_code(stopper, readings)
-                finish(run, origin, readings, clock, device)
+                record = finish(run, origin, readings, clock, device)
         finally:
-            logger.close(code)
+            run_log.close(record, code)
         return code
 
 
@@ -154,6 +160,26 @@ def make_readings(run: Run) -> Readings:
     )
 
 
+def earlier_rows(run: Run, step: int) -> list[dict[str, Any]]:
+    """What the run's log was told up to `step`, by earlier processes."""
+    table = MetricsTable(run.folder.metrics).rows()
+    rows: list[dict[str, Any]] = [{k: float(v) for k, v in row.items() if v} for row in table]
+    readings = map(Reading.from_dict, JsonLines(run.folder.genotypes).rows())
+    rows += [reading_row(reading, run.parts.space) for reading in readings]
+    return sorted((row for row in rows if row["step"] <= step), key=lambda row: row["step"])
+
+
+def drawing(run: Run, run_log: RunLog) -> Callable[[list[Reading]], None]:
+    """Draws the run's pictures and hands them to its log."""
+    pictures = Pictures(run.folder, run.parts.space, run.module, run.data, run.yardsticks)
+
+    def draw(readings: list[Reading]) -> None:
+        pictures.draw(readings)
+        run_log.drawn(readings[-1], edge_rows(readings[-1], run.parts.space), run.folder.plots)
+
+    return draw
+
+
 def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: StopOnSignal) -> int:
     """Train; what can go wrong on the way is one line and an exit code."""
     try:
@@ -193,7 +219,7 @@ def finish(
     readings: Readings,
     clock: Clock,
     device: torch.device,
-) -> None:
+) -> dict[str, object]:
     """Write the record, and say where everything is and what the verdict is.
 
     Args:
@@ -241,3 +267,4 @@ def finish(
     log.info("summary    %s", run.folder.summary)
     if record["state"] == "stopped":
         log.info("to go on   the same command with resume=auto hydra.run.dir=%s", run.folder.path)
+    return record
