@@ -6,10 +6,11 @@ MAE_NAS_DATA ?= data
 export MAE_NAS_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check lint-conf
+.PHONY: help install demo test test-slow check lint-conf \
+	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 install: $(VENV)/installed ## make .venv with everything in it
 
@@ -37,3 +38,37 @@ check: install ## lint, format and types
 
 lint-conf: install ## every file in conf/ composes, and names exactly its class's arguments
 	$(BIN)/pytest tests/test_configs.py
+
+# Reproductions. Each can be stopped and started again; images lie below MAE_NAS_DATA, see the README.
+SCALE ?= smoke
+PRESET ?= unnas
+ARGS ?=
+PARALLEL ?= 1
+SEARCH = $(BIN)/mae-nas search scale=$(SCALE)
+RATIOS_smoke := 0.2,0.8
+RATIOS_small := 0.2,0.4,0.6,0.8
+RATIOS_full := 0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8
+PATCHES_smoke := 4,8
+PATCHES_small := 2,4,8,16
+PATCHES_full := 2,4,8,16
+SEEDS_smoke := 0
+SEEDS_small := 0,1
+SEEDS_full := 0,1,2,3,4
+SWEEP = -m hydra.launcher.parallel=$(PARALLEL) experiment=cifar10 seed=$(SEEDS_$(SCALE))
+
+search-cifar10: install ## the paper's search (SCALE=smoke|small|full, ARGS="more=overrides")
+	$(SEARCH) experiment=cifar10 resume=auto hydra.run.dir=runs/cifar10-$(SCALE) $(ARGS)
+
+search-cifar100: install ## the same search on CIFAR-100
+	$(SEARCH) experiment=cifar100 resume=auto hydra.run.dir=runs/cifar100-$(SCALE) $(ARGS)
+
+search-imagenet: install ## search on ImageNet (PRESET=unnas|pcdarts)
+	$(SEARCH) experiment=imagenet_$(PRESET) resume=auto hydra.run.dir=runs/imagenet-$(PRESET)-$(SCALE) $(ARGS)
+
+sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both decoders (PARALLEL=jobs at once)
+	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)
+	@echo "$(SCALE): ratios $(RATIOS_$(SCALE)) of $(RATIOS_full); seeds $(SEEDS_$(SCALE)) of $(SEEDS_full)"
+
+sweep-patch-size: install ## searches on CIFAR-10 over the patch size
+	$(SEARCH) $(SWEEP) mask.patch_size=$(PATCHES_$(SCALE)) hydra.sweep.dir=runs/sweeps/patch-size-$(SCALE) $(ARGS)
+	@echo "$(SCALE): patch sizes $(PATCHES_$(SCALE)) of $(PATCHES_full); seeds $(SEEDS_$(SCALE)) of $(SEEDS_full)"

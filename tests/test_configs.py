@@ -13,13 +13,16 @@ from mae_nas.cli import codes
 from mae_nas.cli.assemble import Maker, assemble
 from mae_nas.cli.build import FACTS, import_target
 from mae_nas.cli.check import check
-from mae_nas.cli.compose import compose
+from mae_nas.cli.compose import OPTIONAL, compose
 from mae_nas.cli.library import conf_dir
 from mae_nas.keys import leaves
+from mae_nas.runs.sweeps import COLUMNS
 
 GOLDEN = Path(__file__).parent / "golden" / "public_names.json"
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
 NEEDED = {"data=folder": ["data.root=/images"]}  # what a user must give besides the option
+LAUNCHER = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra/launcher/mae_nas.yaml"))
+EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 OPTIONS = [f"{path.parent}={path.stem}" for path in FILES if path.stem != "custom"]
 
 
@@ -43,6 +46,25 @@ def test_every_option_composes_and_fits_its_constructors(option: str) -> None:
         assert given == set(parameters) - FACTS.get(path, frozenset()), path
 
 
+def test_the_launchers_keys_are_its_arguments() -> None:
+    assert isinstance(LAUNCHER, dict)
+    arguments = inspect.signature(import_target(LAUNCHER["_target_"])).parameters
+    assert set(LAUNCHER) - {"_target_"} == set(arguments)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_scale_says_what_it_leaves_out(experiment: str) -> None:
+    whole = dict(leaves(compose([f"experiment={experiment}"]).config))
+    assert whole["left_out"] == []
+    for scale in ("smoke", "small", "full"):
+        config = compose([f"experiment={experiment}", f"scale={scale}"]).config
+        check(config)
+        told = {entry.partition(" ")[0] for entry in config["left_out"]}
+        changed = {key for key, value in leaves(config) if whole[key] != value}
+        assert told == {key for key in changed if not key.startswith(("efficiency", "left_out"))}
+        assert bool(told) == (scale != "full")
+
+
 @pytest.mark.parametrize(
     "option", [o for o in OPTIONS if o.startswith(("space", "relaxation", "objective", "decoder"))]
 )
@@ -55,16 +77,15 @@ def test_every_option_that_needs_the_datas_shape_is_built(option: str) -> None:
 
 def test_every_plug_in_group_takes_a_class_of_the_users() -> None:
     custom = {str(path.parent) for path in FILES if path.stem == "custom"}
-    assert custom == {str(path.parent) for path in FILES} - {"experiment", "debug"}
+    assert custom == {str(path.parent) for path in FILES} - set(OPTIONAL)
     for group in custom:
         config = compose([f"{group}=custom", f"{group}._target_=mine.Mine", f"{group}.x=1"]).config
         assert config[group] == {"_target_": "mine.Mine", "x": 1}
 
 
-def test_every_experiment_has_its_own_name() -> None:
-    for path in FILES:
-        if path.parent.name == "experiment":
-            assert compose([f"experiment={path.stem}"]).config["name"] == path.stem
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_has_its_own_name(experiment: str) -> None:
+    assert compose([f"experiment={experiment}"]).config["name"] == experiment
 
 
 def test_public_names_are_frozen() -> None:
@@ -77,8 +98,10 @@ def test_public_names_are_frozen() -> None:
                 key for key, _ in leaves(OmegaConf.to_container(OmegaConf.load(conf_dir() / path)))
             )
             for path in FILES
-            if path.parent.name not in ("experiment", "debug")
+            if path.parent.name not in OPTIONAL
         },
+        "launcher": sorted(key for key, _ in leaves(LAUNCHER)),
+        "sweep.csv": list(COLUMNS),
         "exit_codes": {k.lower(): v for k, v in vars(codes).items() if k.isupper()},
     }
     assert names == json.loads(GOLDEN.read_text())

@@ -12,7 +12,8 @@ ROOT = Path(mae_nas.__file__).parent
 ROOMS = ("", "spaces", "relaxations", "supernet", "decoders", "objectives", "data", "search")
 ROOMS += ("network", "runs", "cli")  # a room imports from those before it; "" is the hall
 LIGHTNING = {"data/pipeline.py", "search/module.py"}
-LIGHTNING |= {f"runs/{name}.py" for name in ("trainer", "checkpoint", "callbacks", "progress")}
+LIGHTNING |= {f"runs/{name}.py" for name in ("trainer", "checkpoint", "callbacks", "measure")}
+LIGHTNING |= {f"runs/{name}.py" for name in ("progress", "watch")}
 FILES = {path.relative_to(ROOT).as_posix(): path for path in ROOT.rglob("*.py")}
 
 

@@ -76,8 +76,11 @@ def test_compose_reports_all_mistakes_at_once() -> None:
         ("decoder=custom", "decoder._target_: needed, e.g. decoder._target_=my_module.MyClass"),
         ("mask@x=default", "mask@x=default: packages (@) are not used here; write mask=…"),
         ("mask.ratio", "mask.ratio: cannot be read as key=value; "),
-        ("seed=range(3)", "seed=range(3): one value at a time (there are no sweeps yet); a list"),
-        ("experiment=demo,null_arm", "experiment=demo,null_arm: one value at a time (there are "),
+        ("seed=range(3)", "seed=range(3): several values are a sweep, mae-nas search -m …; a list"),
+        (
+            "experiment=demo,null_arm",
+            "experiment=demo,null_arm: several values are a sweep, ",
+        ),
         ("seed=${nope}", "seed: Interpolation key 'nope' not found"),
         (
             "name=${oc.env:MAE_NAS_UNSET}",

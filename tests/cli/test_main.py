@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -12,9 +13,10 @@ import pytest
 from mae_nas import __version__
 from mae_nas.cli.main import main
 from mae_nas.runs.folder import RunFolder
+from mae_nas.stopping import Stopper
 
 Captured = pytest.CaptureFixture[str]
-Search = Callable[[dict[str, Any], list[str], RunFolder, Path | None], int]
+Search = Callable[[dict[str, Any], list[str], RunFolder, Path | None, Stopper], int]
 SearchIs = Callable[[Search], None]
 
 
@@ -52,6 +54,8 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         ["search", "mask.ratoi=1", "decoder=unett"],
         ["-sc", "query=bash"],
         ["draw", "--help"],
+        ["runs", "--help"],
+        ["search", "-m", "mask.ratoi=1,2"],
         ["serch"],
     ],
 )
@@ -92,8 +96,7 @@ def test_version_and_overview(capsys: Captured) -> None:
     ("arguments", "line"),
     [
         (["serch"], "serch: no such command; did you mean search?"),
-        (["xyz"], "xyz: no such command; commands are search, draw"),
-        (["search", "-m", "seed=1,2"], "-m: sweeps are not available in this version; "),
+        (["xyz"], "xyz: no such command; commands are search, runs, draw"),
         (["search", "--cfgg", "job"], "unrecognized arguments: --cfgg"),
         (["search", "mask.ratoi=1"], "mask.ratoi: no such key; did you mean mask.ratio?"),
         (["-sc", "install=tcsh"], "-sc install=tcsh: write -sc install=bash|fish|zsh"),
@@ -175,7 +178,11 @@ def test_search_stores_its_configuration_before_it_runs(
     seen = {}
 
     def search(
-        config: dict[str, Any], overrides: list[str], folder: RunFolder, checkpoint: Path | None
+        config: dict[str, Any],
+        overrides: list[str],
+        folder: RunFolder,
+        checkpoint: Path | None,
+        _stopper: Stopper,
     ) -> int:
         stored = json.loads(folder.config.read_text())
         seen.update(stored=stored, config=config, overrides=overrides, checkpoint=checkpoint)
@@ -210,7 +217,7 @@ def test_search_with_wrong_values_makes_no_folder(search_is: SearchIs, tmp_path:
 
 
 def test_search_failing_with_results_keeps_them(search_is: SearchIs, tmp_path: Path) -> None:
-    def search(_config: object, _overrides: object, folder: RunFolder, _checkpoint: object) -> int:
+    def search(_config: object, _overrides: object, folder: RunFolder, *_: object) -> int:
         folder.genotype.write_text("{}")
         raise OSError(28, "No space left on device", str(folder.metrics))
 
@@ -248,15 +255,22 @@ def test_a_rank_of_something_else_does_not_silence_a_search_of_one_device(
     assert "several nodes need hydra.run.dir=FOLDER" in capsys.readouterr().err
 
 
-def test_search_interrupted_before_a_result_leaves_nothing(
-    search_is: SearchIs, tmp_path: Path
+@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 75), ("USR1", 75), ("USR2", 75)])
+def test_a_signal_before_the_first_step_leaves_nothing(
+    search_is: SearchIs, tmp_path: Path, capsys: Captured, name: str, code: int
 ) -> None:
+    number = signal.Signals[f"SIG{name}"]
+    before = signal.getsignal(number)
+
     def search(*_: object) -> int:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        return 0  # not reached
 
     search_is(search)
-    assert main(["search"]) == 130
+    assert main(["search"]) == code
+    assert capsys.readouterr().err == "mae-nas: stopped at once; nothing is left of it\n"
     assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) is before
 
 
 def test_search_of_a_users_class_continues_only_when_it_is_named_again(

@@ -8,7 +8,7 @@ GENERATOR = np.random.default_rng(3)
 
 
 def header(height: int = 9, width: int = 8, channels: int = 3, dtype: str = "uint8") -> Header:
-    return Header(height, width, channels, dtype)
+    return Header(height, width, channels, dtype, "PNG", "RGB")
 
 
 @pytest.mark.parametrize(

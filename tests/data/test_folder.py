@@ -22,7 +22,9 @@ def test_files_are_found_in_natural_order_without_hidden_ones(tmp_path: Path) ->
     for name in ("b10.png", "b9.JPG", "a/x.tif", ".hidden.png", ".git/y.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_images(tmp_path) == (["a/x.tif", "b9.JPG", "b10.png"], [])
+    found = find_images(tmp_path)
+    assert found.images == ["a/x.tif", "b9.JPG", "b10.png"]
+    assert (found.unlisted, found.others, found.links) == ([], {".txt": 1}, 0)
 
 
 def test_links_are_followed_without_looping(tmp_path: Path) -> None:
@@ -33,7 +35,8 @@ def test_links_are_followed_without_looping(tmp_path: Path) -> None:
     (tmp_path / "root" / "z" / "loop").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "alias").symlink_to(tmp_path / "root" / "z")
     (tmp_path / "root" / "out").symlink_to(tmp_path / "elsewhere")
-    assert find_images(tmp_path / "root")[0] == ["out/far.png", "z/near.png"]
+    found = find_images(tmp_path / "root")
+    assert (found.images, found.links) == (["out/far.png", "z/near.png"], 3)
 
 
 def test_a_link_to_itself_is_named_and_the_rest_is_read(numbered: Callable[..., Path]) -> None:

@@ -51,7 +51,12 @@ def read_lines_are_whole(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "length"), [(2, SHORTER), pytest.param(10, LONG, marks=pytest.mark.slow)]
+    ("kills", "length"),
+    [
+        (2, SHORTER),
+        pytest.param(10, LONG, marks=pytest.mark.slow),
+        pytest.param(2, [*SHORTER, "trainer.precision=16-mixed"], marks=pytest.mark.slow),
+    ],
 )
 def test_killed_runs_end_as_if_nothing_had_happened(
     search: Search,

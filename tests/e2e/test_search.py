@@ -94,6 +94,7 @@ def test_debug_and_demo_presets_run(search: Search, tmp_path: Path) -> None:
         (7, []),
         (4, ["trainer.precision=64-true"]),
         (4, ["trainer.precision=bf16-mixed"]),
+        (7, ["trainer.precision=16-mixed"]),  # with another scale than it began with
         (4, ["search.second_order=true", "trainer.accumulate=2"]),
     ],
 )
@@ -111,6 +112,19 @@ def test_a_run_goes_on_from_any_kind_of_step(
     assert summary_of(tmp_path / "run")["final"]["step"] == stop
     assert search(*here, "resume=auto") == 0
     assert_same(tmp_path / "run", finished(*options))
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(
+    search: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    here = ["hydra.run.dir=run", "trainer.max_steps=1"]
+    assert search(*here) == 0
+    assert "; precision 32-true" in capsys.readouterr().out
+    assert summary_of(tmp_path / "run")["config"]["trainer"]["precision"] == "32-true"
+    assert search(*here, "resume=auto", "trainer.precision=bf16-mixed") == 2
+    line = 'trainer.precision: the run has "32-true", this command line "bf16-mixed"'
+    assert line in capsys.readouterr().err
+    assert search("resume=run", "trainer.max_steps=1") == 0
 
 
 def test_a_stop_between_readings_leaves_no_trace(
@@ -210,7 +224,14 @@ def test_the_record_has_the_names_that_scripts_rely_on(finished: Callable[..., P
 SUMMARY_KEYS = [
     *("name", "state", "verdict", "final", "skip_counts", "skip_chance", "entropy"),
     *("undetermined", "readings", "genotype", "seed", "device", "wall_seconds"),
-    *("images_per_second", "waiting_share", "peak_memory_bytes", "backend", "yardsticks"),
+    *(
+        "images_per_second",
+        "waiting_share",
+        "peak_memory_bytes",
+        "preflight",
+        "backend",
+        "yardsticks",
+    ),
     *(
         "beats_yardsticks",
         "mask_ratio",
@@ -369,7 +390,7 @@ def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys
         (["data=cifar10", "data.root=missing"], "missing"),
         (["data.batch_size=200"], "batch"),
         (["trainer.accumulate=3"], "data.batch_size 4: must be a multiple of 3"),
-        (["trainer.precision=16-mixed"], "precision"),
+        (["trainer.precision=16-true"], "precision"),
         (["objective.target=permuted", "trainer.accumulate=2"], "accumulate=1"),
         (["search.warmup_epochs=-1"], "warmup_epochs -1"),
         (["search.weight_optimizer.lr=-1.0"], "learning rate"),

@@ -15,6 +15,7 @@ from mae_nas.batch import Batch
 from mae_nas.decoders import Decoder, HierarchicalDecoder
 from mae_nas.masking import Masking, VisibleMap, to_pixels
 from mae_nas.objectives import Reconstruction
+from mae_nas.objectives.reconstruction import Reconstructed
 from mae_nas.randomness import derive_key
 
 INFOS = [FeatureInfo(4, 1), FeatureInfo(5, 2), FeatureInfo(6, 4)]
@@ -140,14 +141,22 @@ def test_loss_of_a_batch_is_the_mean_over_its_parts(make_batch: Callable[..., Ba
 
 
 # Sharp test 16.
-def test_loss_is_single_precision_under_autocast(make_batch: Callable[..., Batch]) -> None:
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_loss_is_single_precision_under_autocast(
+    make_batch: Callable[..., Batch], half: torch.dtype
+) -> None:
     objective = build()
     batch = make_batch(3, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_of(objective, batch, torch.zeros_like(batch.image).bfloat16())
-    assert loss.dtype == torch.float32
+    exact = objective.yardsticks([batch])
+    branches = [torch.randn_like(batch.image).to(half) for _ in range(3)]
+    with torch.autocast("cpu", half):
+        loss = loss_of(objective, batch, torch.zeros_like(batch.image).to(half))
+        prediction = Reconstructed(branches, hidden_of(objective, batch)).prediction
+        assert objective.yardsticks([batch]) == exact
+    assert loss.dtype == prediction.dtype == torch.float32
     hidden = hidden_of(objective, batch).expand_as(batch.image)
     assert loss.item() == pytest.approx(batch.image[hidden].abs().mean().item(), abs=1e-6)
+    assert (prediction - sum(branch.double() for branch in branches)).abs().max() < 1e-6
 
 
 # Sharp test 16.

@@ -21,6 +21,7 @@ from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import NonFiniteLossError, Reading, SearchModule, take_reading
 from mae_nas.search.collapse import Verdict
+from mae_nas.stopping import Stopper
 
 Prepared = Callable[..., Run]
 
@@ -307,7 +308,7 @@ def test_a_bad_checkpoint_never_replaces_a_good_one(
 def test_a_second_signal_ends_a_search_at_once_with_its_own_code(
     prepared: Prepared, second: signal.Signals, code: int
 ) -> None:
-    run, seen, stopper = prepared(), [], StopOnSignal()
+    run, seen, stopper = prepared(), [], Stopper()
 
     def interrupt(step: int) -> None:
         seen.append(step)
@@ -315,7 +316,7 @@ def test_a_second_signal_ends_a_search_at_once_with_its_own_code(
         os.kill(os.getpid(), second)
         seen.append(-1)  # not reached
 
-    trainer = run.settings.make(9, [stopper, Each(interrupt)], run.folder.path)
+    trainer = run.settings.make(9, [StopOnSignal(stopper), Each(interrupt)], run.folder.path)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert search.fit(trainer, run, None, stopper) == code
     assert seen == [1]

@@ -161,6 +161,17 @@ def test_what_changes_no_result_may_change(tmp_path: Path) -> None:
     decision.folder.release()
 
 
+def test_an_open_precision_is_the_one_that_the_run_began_with(tmp_path: Path) -> None:
+    run(tmp_path / "run", trainer__precision="32-true")
+    for ask, place in ((given, tmp_path / "run"), (dated, tmp_path)):
+        decision = ask(place, "auto", trainer__precision="auto")
+        assert decision.checkpoint
+        assert decision.config["trainer"]["precision"] == "32-true"  # type: ignore[index]
+        decision.folder.release()
+    with pytest.raises(ValueError, match='the run has "32-true", this command line "bf16-mixed"'):
+        given(tmp_path / "run", "auto", trainer__precision="bf16-mixed")
+
+
 def test_a_synchronised_search_may_change_its_devices(tmp_path: Path) -> None:
     path = run(tmp_path / "run", trainer__sync_batchnorm=True, trainer__devices=1)
     # By PATH the stored configuration says that it is synchronised, not the command line.

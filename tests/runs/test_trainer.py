@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
-from mae_nas.runs.trainer import TrainerSettings, reading_interval
+from mae_nas.runs.trainer import TrainerSettings, automatic_precision, reading_interval
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_fifty_readings_in_a_run(total: int, interval: int) -> None:
         ({"log_every": -1}, "log_every -1"),
         ({"devices": 0}, "devices 0: must be at least 1"),
         ({"num_nodes": 0}, "num_nodes 0: must be at least 1"),
-        ({"precision": "16-mixed"}, "precision '16-mixed': must be one of 32-true, 64-true"),
+        ({"precision": "half"}, "precision 'half': must be one of auto, 32-true, 64-true, bf16-"),
         ({"accelerator": "mps"}, "accelerator mps: none is here; use auto or cpu"),
         ({"checkpoint_seconds": 0.0}, "checkpoint_seconds 0.0: must be positive"),
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds nan: must be positive"),
@@ -45,6 +45,41 @@ def test_fifty_readings_in_a_run(total: int, interval: int) -> None:
 def test_settings_out_of_range_are_refused(arguments: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         TrainerSettings(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_cuda", "has_bf16", "precision"),
+    [
+        ("auto", False, False, "32-true"),
+        ("auto", True, True, "bf16-mixed"),
+        ("cuda", True, False, "16-mixed"),
+        ("cpu", True, True, "32-true"),
+        ("mps", False, False, "32-true"),
+        ("cuda", False, False, "32-true"),  # refused elsewhere
+    ],
+)
+def test_automatic_precision_is_half_where_a_gpu_is(
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str,
+    has_cuda: bool,
+    has_bf16: bool,
+    precision: str,
+) -> None:
+    def answer(including_emulation: bool = True) -> bool:
+        return has_bf16 or including_emulation
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", answer)
+    assert automatic_precision(accelerator) == precision
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "16-mixed"])
+def test_a_cpu_computes_in_the_precision_asked_for(tmp_path: Path, precision: str) -> None:
+    settings = TrainerSettings(accelerator="cpu", precision=precision)  # type: ignore[arg-type]
+    trainer = settings.make(1, [], tmp_path)
+    assert trainer.precision == precision
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    assert TrainerSettings(accelerator="cpu").make(1, [], tmp_path).precision == "32-true"
 
 
 FOREIGN = """

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mae_nas.backbone import CELL_KINDS
 from mae_nas.batch import Batch
 from mae_nas.data import SearchData, Synthetic
+from mae_nas.decoders import HierarchicalDecoder
+from mae_nas.masking import Masking
 from mae_nas.objectives import Encode, Objective
 from mae_nas.relaxations import DARTS, Mixture
 from mae_nas.runs.trainer import TrainerSettings
@@ -140,6 +142,32 @@ def smooth(settings: Callable[..., BilevelSettings]) -> Callable[..., SearchModu
             settings(**arguments),
             epochs,
             steps_per_epoch,
+        )
+
+    return make
+
+
+@pytest.fixture
+def small(
+    make_search: Callable[..., tuple], settings: Callable[..., BilevelSettings]
+) -> Callable[..., SearchModule]:
+    """A search on a real supernet of three cells."""
+
+    def make(
+        taps: tuple[int, ...] = (1, 2, 3),
+        masking: Masking | None = None,
+        epochs: int = 10,
+        steps_per_epoch: int = 5,
+        **arguments: object,
+    ) -> SearchModule:
+        space = S3()
+
+        def decoder(**facts: object) -> HierarchicalDecoder:
+            return HierarchicalDecoder(taps=taps, **facts)  # type: ignore[arg-type]
+
+        relaxation, supernet, objective = make_search(space, masking=masking, decoder=decoder)
+        return SearchModule(
+            relaxation, supernet, objective, settings(**arguments), epochs, steps_per_epoch
         )
 
     return make

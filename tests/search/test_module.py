@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mae_nas.batch import Batch
-from mae_nas.decoders import HierarchicalDecoder
 from mae_nas.masking import Masking
 from mae_nas.objectives import Reconstruction
 from mae_nas.randomness import Purpose, derive_key
-from mae_nas.search import BilevelSettings, NonFiniteLossError, SearchModule, take_reading
+from mae_nas.search import NonFiniteLossError, SearchModule, take_reading
 from mae_nas.spaces import S3
 
 Make = Callable[..., SearchModule]
@@ -27,30 +26,6 @@ def values_of(tensors: list[nn.Parameter] | list[Tensor]) -> list[Tensor]:
 
 def all_equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) and all(map(torch.equal, one, other))
-
-
-@pytest.fixture
-def small(make_search: Callable[..., tuple], settings: Callable[..., BilevelSettings]) -> Make:
-    """A search on a real supernet of three cells."""
-
-    def make(
-        taps: tuple[int, ...] = (1, 2, 3),
-        masking: Masking | None = None,
-        epochs: int = 10,
-        steps_per_epoch: int = 5,
-        **arguments: object,
-    ) -> SearchModule:
-        space = S3()
-
-        def decoder(**facts: object) -> HierarchicalDecoder:
-            return HierarchicalDecoder(taps=taps, **facts)  # type: ignore[arg-type]
-
-        relaxation, supernet, objective = make_search(space, masking=masking, decoder=decoder)
-        return SearchModule(
-            relaxation, supernet, objective, settings(**arguments), epochs, steps_per_epoch
-        )
-
-    return make
 
 
 # Who is stepped -----------------------------------------------------------------------------------
@@ -332,7 +307,8 @@ def test_finite_losses_are_no_error(smooth: Make, fit: Make) -> None:
 
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize(
-    ("precision", "wide"), [("64-true", torch.float64), ("bf16-mixed", torch.float32)]
+    ("precision", "wide"),
+    [("64-true", torch.float64), ("bf16-mixed", torch.float32), ("16-mixed", torch.float32)],
 )
 def test_alpha_and_loss_keep_their_precision(
     small: Make, fit: Make, precision: str, wide: torch.dtype, second_order: bool
@@ -342,15 +318,6 @@ def test_alpha_and_loss_keep_their_precision(
     assert {weight.dtype for weight in module.weights} == {wide}
     assert {module.values[name].dtype for name in ("weight_loss", "arch_loss")} == {wide}
     assert all(value.isfinite() for value in module.values.values())
-
-
-def test_bf16_computes_features_in_bf16(small: Make, fit: Make) -> None:
-    module = small()
-    dtypes = set()
-    convolution = next(m for m in module.supernet.modules() if isinstance(m, nn.Conv2d))
-    convolution.register_forward_hook(lambda _m, _i, output: dtypes.add(output.dtype))
-    fit(module, 1, precision="bf16-mixed")
-    assert dtypes == {torch.bfloat16}
 
 
 # Reading ----------------------------------------------------------------------------------------

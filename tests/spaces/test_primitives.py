@@ -152,6 +152,16 @@ def test_noise_ignores_its_input_and_is_standard_normal() -> None:
     assert torch.equal(operation(x, torch.ones(8, 1, 32, 32), visible), y.where(visible, 0.0))
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_noise_is_the_same_in_half_precision(half: torch.dtype) -> None:
+    drawn = []
+    for dtype in (torch.float32, half):
+        torch.manual_seed(3)
+        drawn.append(PRIMITIVES["noise"](4, 1)(torch.zeros(8, 4, 32, 32, dtype=dtype), None, None))
+    assert drawn[1].dtype == half
+    assert torch.equal(drawn[1], drawn[0].to(half))
+
+
 def test_zero_is_never_run() -> None:
     with pytest.raises(AssertionError, match="never run"):
         Zero()(torch.zeros(1, 1, 2, 2), None, None)

@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,13 +19,15 @@ from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, import_target, part, told
 from mae_nas.data import ImageSource, SearchData
+from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import LoggerSettings
-from mae_nas.runs.trainer import Efficiency, TrainerSettings
+from mae_nas.runs.measure import StepCost
+from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precision
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.search.module import check_unrollable
 from mae_nas.spaces import SearchSpace
@@ -75,6 +78,23 @@ class Run:
     parts: Parts
     module: SearchModule
     yardsticks: dict[str, float]
+    last_step: int  # where the search ends
+    cost: StepCost | None = None  # if it was measured
+
+
+def settle_precision(config: Config) -> None:
+    """Put what `trainer.precision=auto` is here in its place, before it is stored."""
+    trainer = config["trainer"]
+    if trainer.get("precision") == "auto":
+        trainer["precision"] = automatic_precision(trainer.get("accelerator", "auto"))
+
+
+@contextmanager
+def progress(console: Console, what: str) -> Iterator[OnProgress]:
+    """A bar on a terminal, for what is told (done, total)."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
@@ -92,9 +112,8 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         efficiency.workers,
         efficiency.resident,
     )
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading images", total=None)
-        data.load(lambda done, total: bar.update(task, completed=done, total=total))
+    with progress(console, "reading images") as on_progress:
+        data.load(on_progress)
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     maker = Maker(config)
     parts = assemble(maker, data.side, data.channels)
@@ -113,7 +132,9 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         module.double()
     if settings.sync_batchnorm:
         synchronise(module)
-    return Run(config, folder, settings, data, parts, module, yardsticks(parts, data))
+    total = module.epochs * module.steps_per_epoch
+    last_step = min(total, settings.max_steps or total)
+    return Run(config, folder, settings, data, parts, module, yardsticks(parts, data), last_step)
 
 
 def judge(config: Config, broken: Collection[str]) -> list[str]:
@@ -146,10 +167,11 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
                 "trainer.accumulate × trainer.devices × trainer.num_nodes"
             )
         is_null_arm = config["objective"].get("target") == "permuted"
-        if is_null_arm and (settings.parts > 1 or source.batch_size < 2):
+        if is_null_arm and (settings.parts > 1 or settings.fit_batch or source.batch_size < 2):
             maker.problems.append(
                 "objective.target=permuted takes the target from the same micro-batch, so it needs "
-                "trainer.accumulate=1, one device and data.batch_size of 2 or more"
+                "trainer.accumulate=1, trainer.fit_batch=false, one device and data.batch_size of "
+                "2 or more"
             )
     return maker.problems
 

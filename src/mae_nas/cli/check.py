@@ -28,6 +28,7 @@ class Root(Checked):
     seed: int
     resume: str | None
     on_collapse: Literal["warn", "stop"]
+    left_out: list[str]
 
     def _problems(self) -> Iterator[str]:
         if not re.fullmatch(r"\w[\w.-]*", self.name):

@@ -21,7 +21,7 @@ from mae_nas.cli.spelling import suggest
 from mae_nas.keys import ABSENT, find, is_inside, leaves
 
 RUN_DIR = "hydra.run.dir"
-OPTIONAL = ("experiment", "debug")  # groups that may be null
+OPTIONAL = ("experiment", "scale", "debug")  # groups that may be null
 _EXAMPLES = {"_target_": "my_module.MyClass", "root": "/path/to/images"}
 
 
@@ -33,15 +33,19 @@ class Composed:
         config: resolved.
         run_dir: where the run goes.
         run_dir_given: whether the user chose it (else it is dated).
+        sweep_dir: where the jobs of a sweep go.
         touched: keys and groups that the overrides set; "" stands for everything.
         targets: classes that the overrides name (`X._target_=...`).
+        added: keys that the overrides add, to be known to a class alone.
     """
 
     config: dict[str, Any]
     run_dir: Path
     run_dir_given: bool
+    sweep_dir: Path
     touched: tuple[str, ...]
     targets: frozenset[str]
+    added: frozenset[str]
 
 
 @dataclass
@@ -72,12 +76,16 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
         default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
         keys = [override.key_or_group for override in judged.accepted]
         named = [o for o in judged.accepted if _names_class(o)]
+        config = {str(key): _plain(tree[key]) for key in tree if key != "hydra"}
+        config["left_out"] = _left_out(raw, judged.texts, library)
         return Composed(
-            config={str(key): _plain(tree[key]) for key in tree if key != "hydra"},
+            config=config,
             run_dir=Path(tree.hydra.run.dir),
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
+            sweep_dir=Path(tree.hydra.sweep.dir),
             touched=tuple("" if key in OPTIONAL else key for key in keys),
             targets=frozenset(str(override.value()) for override in named),
+            added=frozenset(t[2:].partition("=")[0] for t in judged.texts if t.startswith("++")),
         )
 
 
@@ -125,7 +133,7 @@ def _parse(texts: list[str], groups: Collection[str], problems: list[str]) -> It
         elif override.is_sweep_override():
             hint = f"a list is written {key}=[a,b], text with commas '{key}=\"a,b\"'"
             hint = "a group takes one name" if key in groups else hint
-            problems.append(f"{text}: one value at a time (there are no sweeps yet); {hint}")
+            problems.append(f"{text}: several values are a sweep, mae-nas search -m …; {hint}")
         else:
             yield override
 
@@ -200,6 +208,24 @@ def _unset_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
             except OmegaConfBaseException as error:
                 text = str(error).splitlines()[0]
                 yield f"{key}: {text.rpartition('while resolving interpolation: ')[2]}"
+
+
+def _left_out(tree: dict[str, Any], texts: list[str], library: Library) -> list[str]:
+    """What the chosen scale changes of the experiment, an entry for each key."""
+    full = [text for text in texts if not text.startswith("scale=")]
+    if full == texts:
+        return []
+    whole = unresolved(library.compose(full))
+    pairs = ((key, value, find(whole, key)) for key, value in leaves(tree))
+    return [
+        f"{key} {_yaml(value)}, not {_yaml(other)}"
+        for key, value, other in pairs
+        if value != other and not key.startswith(("hydra.", "efficiency."))
+    ]
+
+
+def _yaml(value: object) -> object:
+    return "null" if value is None else value
 
 
 def _plain(value: object) -> object:

@@ -8,11 +8,24 @@ OVERVIEW = """\
 mae-nas: label-free architecture search by masked image reconstruction
 
   mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
+  mae-nas search -m KEY=A,B ...      a sweep: a search for each value
+  mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas draw genotype=...          a picture of a genotype
+  mae-nas inspect FOLDER             what a folder of images holds, and how to search on it
   mae-nas COMMAND --help             more about a command
   mae-nas --version
 
 Tab completion: eval "$(mae-nas -sc install=bash)"
+"""
+
+INSPECT = """\
+mae-nas inspect FOLDER [format=text|json] [KEY=VALUE ...]
+
+Say what a folder of images holds (files, formats, sizes, what cannot be read, duplicates, folders
+that look like classes), and what a search on it would use, as a command to paste.
+  format      text: one page | json: the same, and all names
+  KEY=VALUE   of mae-nas search, to see what they change: data.side=64 data.group=parent
+Decoded images are kept for the search, where data.cache says.
 """
 
 _KEYS = {
@@ -31,12 +44,15 @@ _KEYS = {
     "on_collapse": "warn | stop",
     "trainer.max_epochs": "auto: 50, or as many more as 6,000 steps take",
     "trainer.max_steps": "stop early; schedules stay",
-    "trainer.precision": "32-true | 64-true | bf16-mixed",
+    "trainer.precision": "auto (half on CUDA) | 32-true | 64-true | bf16-mixed | 16-mixed",
     RUN_DIR: "the run folder",
+    "hydra.sweep.dir": "the folder of a sweep (-m)",
+    "hydra.launcher.parallel": "jobs of a sweep at once",
+    "hydra.launcher.executor": "process | slurm | local",
 }
 
 _USAGE = """\
-mae-nas search [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
+mae-nas search [-m] [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
 
 Search an architecture on images without labels. Every key has a default.
 
@@ -51,6 +67,7 @@ Examples:
   mae-nas search experiment=demo
   mae-nas search data=folder data.root=/my/images mask.ratio=0.6 mask.patch_size=4
   mae-nas search decoder=unet mask.mode=sparse hydra.run.dir=runs/mine resume=auto
+  mae-nas search -m mask.ratio=0.2,0.6 'seed=range(0,3)' hydra.launcher.parallel=2
   mae-nas search decoder=custom decoder._target_=my_module.MyDecoder decoder.argument=1
 
 Exit codes: 0 done, 1 failed, 2 configuration, 3 stopped by the collapse verdict, 75 run it again,

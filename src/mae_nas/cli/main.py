@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mae_nas import __version__
 from mae_nas.cli import launch
-from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED
+from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED, stopped_by
 from mae_nas.cli.spelling import suggest
+from mae_nas.stopping import Stopper
 
 if TYPE_CHECKING:
     from mae_nas.runs.resume import Decision
@@ -63,6 +64,15 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _search(arguments: list[str]) -> int:
+    stopper = Stopper()
+    try:
+        with stopper.listening():
+            return _compose_and_search(arguments, stopper)
+    except KeyboardInterrupt:
+        return stopped_by(stopper.received)
+
+
+def _compose_and_search(arguments: list[str], stopper: Stopper) -> int:
     from mae_nas.cli.compose import compose
     from mae_nas.cli.help import search_help
 
@@ -70,7 +80,7 @@ def _search(arguments: list[str]) -> int:
     if options.help:
         return _say(search_help())
     if options.multirun:
-        raise ValueError("-m: sweeps are not available in this version; start one run per value")
+        return _sweep(options)
     composed = compose(options.overrides, options.config_dir)
     if options.cfg:
         from omegaconf import OmegaConf
@@ -78,9 +88,8 @@ def _search(arguments: list[str]) -> int:
         return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
 
     if not launch.is_first(composed.config):
-        return _follow(launch.decided(composed.config, composed.run_dir, composed.run_dir_given))
-    _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
-    from mae_nas.cli.check import check
+        decided = launch.decided(composed.config, composed.run_dir, composed.run_dir_given)
+        return _follow(decided, stopper)
     from mae_nas.runs.resume import decide
 
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
@@ -89,21 +98,37 @@ def _search(arguments: list[str]) -> int:
     if decision.ended:
         return COLLAPSED if decision.ended == "collapsed" else DONE
     try:
+        _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+        from mae_nas.cli.assemble import settle_precision
+        from mae_nas.cli.check import check
+
+        settle_precision(decision.config)
         check(decision.config, composed.targets if decision.read_back else None)
-        return _run(decision, options.overrides)
+        return _run(decision, options.overrides, stopper)
     finally:
         decision.folder.release()
 
 
-def _follow(decided: "launch.Decided") -> int:
+def _sweep(options: argparse.Namespace) -> int:
+    from mae_nas.cli.sweep import run_sweep
+
+    if options.cfg:
+        raise ValueError("--cfg: shows one configuration; leave out -m and choose one value each")
+    text, code = run_sweep(options.overrides, options.config_dir)
+    _say(text)
+    return code
+
+
+def _follow(decided: "launch.Decided", stopper: Stopper) -> int:
     """Search as another rank: the first process has judged everything and made the folder."""
     from mae_nas.cli.search import run_search
     from mae_nas.runs.folder import RunFolder
 
-    return run_search(decided.config, [], RunFolder(decided.folder), decided.checkpoint)
+    folder = RunFolder(decided.folder)
+    return run_search(decided.config, [], folder, decided.checkpoint, stopper)
 
 
-def _run(decision: "Decision", overrides: list[str]) -> int:
+def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
     """Search in the run's folder; a folder made for a run that is then refused is taken back."""
     from mae_nas.cli.search import run_search
 
@@ -111,13 +136,15 @@ def _run(decision: "Decision", overrides: list[str]) -> int:
     if not decision.continued:
         _say(f"run folder: {folder.path}")
     try:
-        return run_search(decision.config, overrides, folder, decision.checkpoint)
+        return run_search(decision.config, overrides, folder, decision.checkpoint, stopper)
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION if folder.discard() or decision.continued else FAILED
     except KeyboardInterrupt:
-        folder.discard()
-        return INTERRUPTED
+        is_gone = folder.discard() and not decision.continued
+        said = "nothing is left of it" if is_gone else f"resume=auto hydra.run.dir={folder.path}"
+        _complain(ValueError(f"stopped at once; {said}"))
+        raise
     finally:
         folder.release()
 
@@ -128,6 +155,22 @@ def _draw(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         return _say(usage())
     return _say("\n".join(draw(arguments)))
+
+
+def _runs(arguments: list[str]) -> int:
+    from mae_nas.cli.runs import USAGE, runs
+
+    return _say(USAGE if arguments[:1] in (["-h"], ["--help"]) else runs(arguments))
+
+
+def _inspect(arguments: list[str]) -> int:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        from mae_nas.cli.help import INSPECT
+
+        return _say(INSPECT)
+    from mae_nas.cli.inspect import inspect
+
+    return _say(inspect(arguments))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,4 +202,9 @@ def _complain(error: ValueError | OSError) -> None:
         sys.stderr.write(f"mae-nas: {line}\n")
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"search": _search, "draw": _draw}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "search": _search,
+    "inspect": _inspect,
+    "runs": _runs,
+    "draw": _draw,
+}

@@ -2,9 +2,9 @@
 
 import logging
 import math
-import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ from rich.console import Console
 from mae_nas.cli import launch
 from mae_nas.cli.assemble import Config, Run, data_hash, prepare
 from mae_nas.cli.build import build
-from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, INTERRUPTED, REQUEUE
+from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, stopped_by
 from mae_nas.cli.logs import logging_to
+from mae_nas.cli.preflight import out_of_memory, preflight
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import (
     Checkpoints,
@@ -32,7 +33,7 @@ from mae_nas.runs.checkpoint import check_fits, read_checkpoint
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import LoggerSettings, RunLog, start_log
-from mae_nas.runs.measure import peak_memory
+from mae_nas.runs.measure import is_out_of_memory, peak_memory
 from mae_nas.runs.pictures import Pictures
 from mae_nas.runs.progress import ProgressReport
 from mae_nas.runs.records import (
@@ -45,14 +46,20 @@ from mae_nas.runs.records import (
 from mae_nas.runs.resume import config_hash
 from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.runs.trainer import reading_interval
+from mae_nas.runs.watch import RankWatch
 from mae_nas.search import NonFiniteLossError, Reading, take_reading
 from mae_nas.search.reading import edge_rows, reading_row
+from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
 
 
 def run_search(
-    config: Config, overrides: list[str], folder: RunFolder, checkpoint: Path | None
+    config: Config,
+    overrides: list[str],
+    folder: RunFolder,
+    checkpoint: Path | None,
+    stopper: Stopper,
 ) -> int:
     """Search, from a checked configuration to summary.json; on every rank, the first one writes.
 
@@ -61,6 +68,7 @@ def run_search(
         overrides: as the user gave them, for the record.
         folder: of the run, locked by the first rank's process.
         checkpoint: to continue from; None for a new run.
+        stopper: that signals go to.
 
     Returns:
         The exit code, see `mae_nas.cli.codes`.
@@ -72,49 +80,74 @@ def run_search(
     console = Console(soft_wrap=True, quiet=not is_first)
     with logging_to(folder.log, console) if is_first else nullcontext():
         run = prepare(config, folder, console)
-        clock, stopper, readings = Clock(), StopOnSignal(), make_readings(run)
         identity = {"config_hash": config_hash(config), "data_hash": data_hash(run.data)}
-        step = 0
-        if checkpoint is not None:
-            saved = read_checkpoint(checkpoint)
-            check_fits(saved, run.module.state_dict(), identity, checkpoint)
-            step = saved["global_step"]
-            if step >= readings.last_step and not folder.genotype.exists():
-                raise ValueError(f"trainer.max_steps: the run is at step {step} already; raise it")
+        step = 0 if checkpoint is None else step_of(checkpoint, run, identity)
         if is_first:
             announce(run)
+            run = measured(run, step, overrides)
+            identity["config_hash"] = config_hash(run.config)
 
+        clock, stopping, readings = Clock(), StopOnSignal(stopper), make_readings(run)
         origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
         seconds, seed = run.settings.checkpoint_seconds, config["seed"]
         checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
         run_log, record, code = RunLog(), {}, FAILED
         if is_first:
             settings = build(LoggerSettings, config["logger"], {}, "logger")
-            run_log = start_log(settings, folder, config, step, earlier_rows(run, step))
+            run_log = start_log(settings, folder, run.config, step, earlier_rows(run, step))
         try:
             gallery = Gallery(drawing(run, run_log), readings, clock)
-            beside = [clock, stopper, readings, checkpoints]
+            beside = [clock, stopping, readings, checkpoints]
             if is_first:
                 metrics = Metrics(folder, run.settings.log_every, clock, run_log)
                 rows = ReadingRows(readings, run.parts.space, run_log)
                 progress = ProgressReport(readings.last_step, clock, readings, console)
-                beside = [clock, metrics, stopper, readings, rows, checkpoints, gallery, progress]
+                beside = [clock, metrics, stopping, readings, rows, checkpoints, gallery, progress]
+                beside += [RankWatch()] if run.settings.ranks > 1 else []
             trainer = run.settings.make(readings.last_step, beside, folder.path)
-            with launch.Decided(config, folder.path, checkpoint).left():
+            with launch.Decided(run.config, folder.path, checkpoint).left():
                 code = fit(trainer, run, checkpoint, stopper)
             if code == DONE and is_first:
                 device = trainer.strategy.root_device
                 run.module.to(device)  # Lightning leaves it on the CPU
                 gallery.settle()
-                code = stop_code(stopper, readings)
+                code = stop_code(stopping, readings)
                 record = finish(run, origin, readings, clock, device)
         finally:
             run_log.close(record, code)
         return code
 
 
+def step_of(checkpoint: Path, run: Run, identity: Mapping[str, str]) -> int:
+    """The step that a checkpoint continues from; ValueError unless the run can."""
+    saved = read_checkpoint(checkpoint)
+    check_fits(saved, run.module.state_dict(), identity, checkpoint)
+    step = saved["global_step"]
+    if step >= run.last_step and not run.folder.genotype.exists():
+        raise ValueError(f"trainer.max_steps: the run is at step {step} already; raise it")
+    return step
+
+
+def measured(run: Run, step: int, overrides: list[str]) -> Run:
+    """The run from `step` on, its cost known where wanted; stored anew if that changed it."""
+    if not run.settings.preflight or step >= run.last_step:
+        return run
+    try:
+        ready = preflight(run, run.last_step - step, may_fit=step == 0)
+    except RuntimeError as error:
+        line = told(error, run)
+        if line is None:
+            raise
+        raise ValueError(line) from error
+    if ready.config != run.config:
+        run.folder.write_config(ready.config, overrides)
+    return ready
+
+
 def announce(run: Run) -> None:
     """What is about to be done, in a few lines."""
+    if run.config["left_out"]:
+        log.warning("not the whole experiment: %s", "; ".join(run.config["left_out"]))
     facts, masking = run.data.describe(), run.parts.masking
     log.info(
         "%s images of %d × %d, %d channels: %s for weights, %s for architecture, %s held out",
@@ -127,10 +160,10 @@ def announce(run: Run) -> None:
     if skipped:
         log.warning("%d files skipped; summary.json names them all", len(skipped))
     log.info(
-        "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps",
+        "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps; precision %s",
         *(masking.ratio, masking.effective_ratio(run.data.side)),
         *(masking.patch_size, masking.patch_size, masking.mode),
-        *(run.module.epochs, run.module.steps_per_epoch),
+        *(run.module.epochs, run.module.steps_per_epoch, run.config["trainer"]["precision"]),
     )
     if run.yardsticks:
         log.info("loss of predictors that learn nothing: %s", yardstick_words(run))
@@ -143,7 +176,6 @@ def yardstick_words(run: Run) -> str:
 
 def make_readings(run: Run) -> Readings:
     """The readings of this search."""
-    total = run.module.epochs * run.module.steps_per_epoch
 
     def take(earlier: Sequence[Reading]) -> Reading:
         held_out = run.data.held_out_batches()
@@ -154,8 +186,8 @@ def make_readings(run: Run) -> Readings:
     return Readings(
         run.folder,
         take,
-        interval=reading_interval(total),
-        last_step=min(total, run.settings.max_steps or total),
+        interval=reading_interval(run.module.epochs * run.module.steps_per_epoch),
+        last_step=run.last_step,
         stop_on_collapse=run.config["on_collapse"] == "stop",
     )
 
@@ -180,36 +212,47 @@ def drawing(run: Run, run_log: RunLog) -> Callable[[list[Reading]], None]:
     return draw
 
 
-def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: StopOnSignal) -> int:
+def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: Stopper) -> int:
     """Train; what can go wrong on the way is one line and an exit code."""
     try:
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
-    except torch.OutOfMemoryError:
-        log.error(
-            "out of memory on %s: a lower data.batch_size than %d, a higher trainer.accumulate "
-            "than %d (the same batch in smaller parts), or a lower supernet.width than %d may fit",
-            *(trainer.strategy.root_device, run.data.batch_size),
-            *(run.settings.accumulate, run.parts.plan.width),
-        )
-        return FAILED
-    except (NonFiniteLossError, RanksDifferError, OSError) as error:
-        log.error("%s", error)
-        return FAILED
-    except RuntimeError as error:
-        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        line = told(error, run)
+        if line is None:
             raise
-        log.error("another rank has ended, and with it the search: %s", str(error).splitlines()[0])
+        log.error("%s", line)
+        if trainer.is_global_zero:
+            with suppress(OSError):  # it may be the disk
+                facts = {"name": run.config["name"], "state": "failed", "reason": line}
+                write_json(run.folder.summary, {**facts, "config": run.config})
         return FAILED
     except SystemExit:  # Lightning's answer to a second signal
         log.error("stopped at once; resume=auto continues from %s", run.folder.checkpoint)
-        return REQUEUE if stopper.received == signal.SIGTERM else INTERRUPTED
+        return stopped_by(stopper.received)
     return DONE
 
 
-def stop_code(stopper: StopOnSignal, readings: Readings) -> int:
+def told(error: RuntimeError | MemoryError | OSError, run: Run) -> str | None:
+    """What went wrong in one line; None if it is a mistake in the code, which a traceback tells."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    first, last = lines[0], lines[-1]  # of a loader process's error, the whole traceback
+    checkpoint = run.folder.checkpoint
+    onward = f"; resume=auto continues from {checkpoint}" if checkpoint.exists() else ""
+    if is_out_of_memory(error):
+        return out_of_memory(run)
+    if first.startswith("DataLoader worker"):
+        return f"a loader process has died, perhaps for want of memory: {first}{onward}"
+    if isinstance(error, torch.distributed.DistError) or "gloo" in first:
+        what = first.partition("] ")[2].partition(". ")[0] or first  # not where in gloo's source
+        return f"another rank has ended, and with it the search: {what}{onward}"
+    known = isinstance(error, NonFiniteLossError | RanksDifferError | OSError)
+    return last if known else None
+
+
+def stop_code(stopping: StopOnSignal, readings: Readings) -> int:
     """The exit code of a search that ended in order."""
-    if stopper.agreed and not readings.is_complete:
-        return REQUEUE if stopper.agreed == signal.SIGTERM else INTERRUPTED
+    if stopping.agreed and not readings.is_complete:
+        return stopped_by(stopping.agreed)
     return COLLAPSED if readings.has_stopped_search else DONE
 
 
@@ -241,6 +284,7 @@ def finish(
         "images_per_second": 2 * run.data.batch_size / max(clock.seconds_per_step, 1e-9),
         "waiting_share": clock.waiting_share,
         "peak_memory_bytes": peak_memory(device),
+        "preflight": run.cost and asdict(run.cost),
         "backend": "reference",  # the implementation of the supernet's cells
         "yardsticks": run.yardsticks,
         "beats_yardsticks": last.held_out_loss < min(run.yardsticks.values(), default=math.inf),

@@ -1,5 +1,6 @@
 """The nearest valid name, for every message about a wrong one."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -22,3 +23,10 @@ def suggest(word: str, names: Iterable[str]) -> str:
     if best:
         return f"; did you mean {best[0]}?"
     return f"; {section} has {', '.join(siblings)}" if section and siblings else ""
+
+
+def quoted(text: str) -> str:
+    """`text` as Hydra's grammar reads it back, whatever characters it holds."""
+    # Backslashes count only before a quote.
+    text = re.sub(r"(\\*)'", r"\1\1\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"

@@ -35,6 +35,8 @@ class Header:
     width: int
     channels: int
     dtype: str  # uint8 | uint16 | float32
+    format: str  # JPEG
+    mode: str  # as Pillow names it, or the type of an array's values
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.channels) < 1:
@@ -103,7 +105,8 @@ def header_of(array: StoredArray) -> Header:
     shape = (*shape, 1)[:3]
     height, width, channels = (shape[axis] for axis in _axes(shape))
     names = {"bool": "uint8", "uint8": "uint8", "uint16": "uint16"}
-    return Header(height, width, channels, names.get(dtype.name, "float32"))
+    kind = "NPY" if isinstance(array, np.ndarray) else "TIFF"
+    return Header(height, width, channels, names.get(dtype.name, "float32"), kind, dtype.name)
 
 
 def pixels_of(array: StoredArray) -> NDArray[np.generic]:

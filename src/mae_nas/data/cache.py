@@ -9,15 +9,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
 
+from mae_nas.data.arrays import Header
 from mae_nas.data.store import ImageStore, Moments, map_pixels
 
-_FORMAT = "mae_nas.images/1"  # part of the key: a new one when decoding changes
+_FORMAT = "mae_nas.images/2"  # part of the key: a new one when decoding changes
 _PARTIAL, _STALE_SECONDS = ".partial-", 24 * 3600
 
 
@@ -49,8 +50,10 @@ class Cache:
             mean, std = (np.array(meta[name], float) for name in ("mean", "std"))
             file, count, channels = self.folder / "pixels.bin", len(meta["files"]), meta["channels"]
             dtype, shape = np.dtype(meta["dtype"]), (int(sizes.prod(axis=1).sum()), channels)
+            headers = [Header(*fields) for fields in meta["headers"]]
             is_whole = (
-                meta["key"] == self.folder.name
+                len(headers) == count
+                and meta["key"] == self.folder.name
                 and dtype.name in ("uint8", "int16", "float32")
                 and sizes.shape == (count, 2)
                 and digests.shape == (count, 16)
@@ -68,6 +71,7 @@ class Cache:
                 moments=Moments(mean, std, meta["low"], meta["high"]),
                 digests=digests,
                 skipped=[(name, reason) for name, reason in meta["skipped"]],
+                headers=headers,
                 cache=self.folder,
             )
         except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -112,6 +116,7 @@ class Cache:
             "key": self.folder.name,
             "files": store.files,
             "skipped": store.skipped,
+            "headers": [astuple(header) for header in store.headers],
             "side": store.side,
             "channels": store.channels,
             "dtype": store.pixels.dtype.name,

@@ -79,14 +79,16 @@ def _deep_png_channels(start: bytes) -> int | None:
 
 
 def _pillow_header(image: Image.Image, start: bytes) -> Header:
-    height, width, mode = image.height, image.width, image.mode
-    if channels := _deep_png_channels(start):
-        return Header(height, width, channels, "uint16")
-    if mode.startswith("I;16") or (mode == "I" and image.format == "PPM"):
-        return Header(height, width, 1, "uint16")
-    if mode in ("I", "F"):
-        return Header(height, width, 1, "float32")
-    return Header(height, width, 1 if mode in _GREY else 3, "uint8")
+    mode, name = image.mode, image.format or ""
+    if deep := _deep_png_channels(start):
+        channels, dtype = deep, "uint16"
+    elif mode.startswith("I;16") or (mode == "I" and name == "PPM"):
+        channels, dtype = 1, "uint16"
+    elif mode in ("I", "F"):
+        channels, dtype = 1, "float32"
+    else:
+        channels, dtype = 1 if mode in _GREY else 3, "uint8"
+    return Header(image.height, image.width, channels, dtype, name, mode)
 
 
 def _pixels(image: Image.Image, header: Header) -> NDArray[np.generic]:

@@ -47,8 +47,8 @@ def subfolders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
-def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Image files below a folder, by suffix, and (folder, reason) of what cannot be listed.
+def find_images(root: Path) -> "Found":
+    """Image files below a folder, by suffix.
 
     Links are followed; a folder is entered once, whichever links lead to it. Hidden files and
     folders are left alone. Names are relative to `root`, with `/`, in natural order.
@@ -58,17 +58,18 @@ def find_images(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
         ValueError: if it holds no file with a known suffix.
     """
     check_folder(root)
-    walk = _Walk()
-    walk.enter(root, "")
-    while walk.links:
-        walk.enter(*walk.links.pop(0))
-    if not walk.images:
-        found = ", ".join(f"{count} × {kind}" for kind, count in walk.others.most_common(5))
+    found = Found()
+    found.enter(root, "")
+    while found.later:
+        found.enter(*found.later.pop(0))
+    if not found.images:
+        others = ", ".join(f"{count} × {kind}" for kind, count in found.others.most_common(5))
         raise ValueError(
             f"data.root: no image in {root}: looked for {' '.join(SUFFIXES)}, "
-            f"found {found or 'no file at all'}"
+            f"found {others or 'no file at all'}"
         )
-    return sorted(walk.images, key=natural_key), walk.unlisted
+    found.images.sort(key=natural_key)
+    return found
 
 
 def take_fraction(files: Sequence[str], fraction: float) -> list[str]:
@@ -89,14 +90,17 @@ def _hash(name: str) -> bytes:
     return hashlib.blake2b(name.encode(errors="surrogateescape")).digest()
 
 
-class _Walk:
+class Found:
+    """What lies below a folder, as far as it has been walked."""
+
     def __init__(self) -> None:
-        self.entered: set[tuple[int, int]] = set()
         self.images: list[str] = []
-        self.unlisted: list[tuple[str, str]] = []
-        self.others: Counter[str] = Counter()
-        # Entered last, so that files are named by their own folders.
-        self.links: list[tuple[Path, str]] = []
+        self.unlisted: list[tuple[str, str]] = []  # (folder, reason)
+        self.others: Counter[str] = Counter()  # by suffix
+        self.links = 0  # to files or folders
+        self.entered: set[tuple[int, int]] = set()
+        # Links to folders are entered last, so that files are named by their own folders.
+        self.later: list[tuple[Path, str]] = []
 
     def enter(self, folder: Path, name: str) -> None:
         try:
@@ -112,13 +116,14 @@ class _Walk:
         prefix = f"{name}/" if name else ""
         for entry in sorted(shown, key=lambda entry: natural_key(entry.name)):
             inner = prefix + entry.name
+            self.links += entry.is_symlink()
             try:
                 is_folder = entry.is_dir()
             except OSError as error:  # a link to itself, or to where nobody may look
                 self.unlisted.append((inner, f"cannot be read: {error.strerror}"))
                 continue
             if is_folder and entry.is_symlink():
-                self.links.append((folder / entry.name, inner))
+                self.later.append((folder / entry.name, inner))
             elif is_folder:
                 self.enter(folder / entry.name, inner)
             elif is_image(entry.name):

@@ -48,8 +48,8 @@ def load_files(
         ValueError: if no file is readable.
         OSError: if the folder cannot be listed or the cache cannot be written.
     """
-    names, unlisted = find_images(root)
-    names = take_fraction(names, fraction)
+    found = find_images(root)
+    names = take_fraction(found.images, fraction)
     place = Cache.at(cache, root, names, f"{side} {channels}")
     store = None if place is None else place.read()
     if store is None:
@@ -59,7 +59,7 @@ def load_files(
             job = _Decoding(root, names, pool, on_progress or (lambda _done, _total: None))
             expected = job.read_headers(side, channels)
             store = job.run(io.BytesIO()) if place is None else place.write(expected, job.run)
-    return replace(store, skipped=[*unlisted, *store.skipped])
+    return replace(store, skipped=[*found.unlisted, *store.skipped])
 
 
 class _Decoding:
@@ -74,7 +74,7 @@ class _Decoding:
 
     def read_headers(self, side: int | Literal["auto"], channels: int | Literal["auto"]) -> int:
         """Choose what is `auto`; the bytes that all pixels will take."""
-        found = dict(self._each(lambda name: read_header(self.root / name)))
+        found = self.headers = dict(self._each(lambda name: read_header(self.root / name)))
         self._advance(len(self.skipped))  # their pixels will not be asked for
         self.names, headers = list(found), list(found.values())
         self.side = convert.choose_side(headers, side)
@@ -87,7 +87,8 @@ class _Decoding:
     def run(self, file: BinaryIO) -> ImageStore:
         """Write all pixels to a file; the store that reads them there."""
         store = _stack(((name, *image) for name, image in self._each(self._image)), self.side, file)
-        return replace(store, skipped=self.skipped)
+        headers = [self.headers[name] for name in store.files]
+        return replace(store, skipped=self.skipped, headers=headers)
 
     def _image(self, name: str) -> tuple[NDArray[np.generic], bytes]:
         try:

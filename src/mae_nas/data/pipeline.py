@@ -1,12 +1,13 @@
 """The LightningDataModule of search: a store, its split, and both batches of every step."""
 
 import atexit
+import copy
 import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.splits import Split, split_images
 from mae_nas.data.steps import BatchMaker, HostSteps, RawStep, ResidentSteps, StepOrder, StepSampler
 from mae_nas.data.store import ImageStore
+from mae_nas.stopping import SIGNALS
 
 _RESIDENT_SHARE = 0.25  # of the device's memory
 _MOST_WORKERS = 4
@@ -64,6 +66,12 @@ class SearchData(LightningDataModule):
             split = split_images(self.source, store, self.seed)
             split.check_batch(self.batch_size)
             self._loaded = store, split
+
+    def cut(self, batch_size: int, accumulate: int) -> Self:
+        """The same images, loaded once for both, in other batches and in as many micro-batches."""
+        other = copy.copy(self)
+        other.batch_size, other.accumulate, other._makers = batch_size, accumulate, {}
+        return other
 
     def prepare_data(self) -> None:
         """Fill the cache in one process before others read it."""
@@ -112,10 +120,15 @@ class SearchData(LightningDataModule):
             memory = torch.cuda.mem_get_info(self.device)[1]
         return self.store.pixels.nbytes <= _RESIDENT_SHARE * memory
 
+    @property
+    def worker_count(self) -> int:
+        """Processes that cut windows."""
+        automatic = 0 if self.is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
+        return self.workers if isinstance(self.workers, int) else automatic
+
     def train_dataloader(self) -> DataLoader[int | RawStep]:
         """An item is one step; an epoch starts at the trainer's step, so resuming is exact."""
         is_resident = self.is_resident
-        automatic = 0 if is_resident else min(_MOST_WORKERS, os.cpu_count() or 1)
         order = self._order(torch.device("cpu"))
         return DataLoader(
             ResidentSteps() if is_resident else HostSteps(self._cutter(), order),
@@ -123,7 +136,7 @@ class SearchData(LightningDataModule):
             sampler=StepSampler(
                 self.steps_per_epoch, lambda: self.trainer.global_step if self.trainer else 0
             ),
-            num_workers=self.workers if isinstance(self.workers, int) else automatic,
+            num_workers=self.worker_count,
             worker_init_fn=_ignore_signals,
             pin_memory=self.device.type == "cuda" and not is_resident,
         )
@@ -137,7 +150,8 @@ class SearchData(LightningDataModule):
 
     def held_out_batches(self) -> Iterator[Batch]:
         """This rank's held-out images once, in nearly equal batches."""
-        positions, size = self.split.held_out, self.batch_size // ranks.size()
+        # No larger than micro-batches, which are known to fit in memory.
+        positions, size = self.split.held_out, self.batch_size // ranks.size() // self.accumulate
         # Nearly equal, for a lone last image would have no neighbour (the null arm needs one).
         parts = np.array_split(positions, max(ranks.size(), math.ceil(len(positions) / size)))
         for part in parts[ranks.index() :: ranks.size()]:
@@ -197,7 +211,7 @@ class SearchData(LightningDataModule):
 
 def _ignore_signals(_worker: int) -> None:
     """Of a signal to the whole group: the main process alone decides how the run ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

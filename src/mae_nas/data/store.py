@@ -9,6 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_nas.data.arrays import Header
+
 # 16-bit values are kept as int16, which every device can gather, shifted by this offset.
 SHIFT = 32768
 _CHUNK = 1 << 20  # pixels
@@ -65,6 +67,7 @@ class ImageStore:
         moments: mean, standard deviation and range of the pixels.
         digests: of each image's bytes; equal ones are exact duplicates.
         skipped: (file, reason) of what could not be read.
+        headers: what each file says of itself; none of images that were no files of their own.
         labels: class of each image; search never reads it.
         cache: the folder that `pixels` is mapped from, if it is.
 
@@ -80,6 +83,7 @@ class ImageStore:
     moments: Moments
     digests: NDArray[np.uint8]
     skipped: Sequence[tuple[str, str]] = ()
+    headers: Sequence[Header] = ()
     labels: NDArray[np.int64] | None = None
     cache: Path | None = None
 

@@ -22,7 +22,8 @@ class Reconstructed(NamedTuple):
     @property
     def prediction(self) -> Tensor:
         """The predicted image, in the units of the target."""
-        return torch.stack(list(self.branches)).sum(0)
+        branches = torch.stack(list(self.branches))
+        return branches.sum(0, dtype=torch.promote_types(branches.dtype, torch.float32))
 
 
 class Reconstruction(Objective):

@@ -4,7 +4,6 @@ Callbacks read values and write files. None changes what the search computes.
 """
 
 import logging
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.search import Reading, SearchModule
 from mae_nas.search.reading import reading_row, relative_entropy
 from mae_nas.spaces import SearchSpace
+from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
 
@@ -270,25 +270,21 @@ class Checkpoints(pl.Callback):
 
 
 class StopOnSignal(pl.Callback):
-    """Ctrl-C or SIGTERM ends the search after the step in progress; a second one at once."""
+    """A signal ends the search after the step in progress, on all ranks."""
 
-    def __init__(self) -> None:
-        self.received = 0  # by this process
+    def __init__(self, stopper: Stopper) -> None:
+        self.stopper = stopper
         self.agreed = 0  # by all ranks: the signal that ends the search
 
     def on_train_start(self, *_: object) -> None:
         """Take over from Lightning, which would end without a reading; it restores the handlers."""
+        self.stopper.listen()
+        self.stopper.is_patient = True
 
-        def stop(number: int, _frame: object) -> None:
-            is_second, self.received = self.received > 0, number
-            if is_second:
-                raise KeyboardInterrupt
-            log.info("Stopping after this step and a last reading (again to stop at once)")
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+    def on_train_end(self, *_: object) -> None:
+        self.stopper.is_patient = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         # All ranks stop at the same step, whichever was told to.
-        (self.agreed,) = ranks.maximum(self.received)
+        (self.agreed,) = ranks.maximum(self.stopper.received)
         trainer.should_stop = trainer.should_stop or self.agreed > 0

@@ -112,6 +112,17 @@ class RunFolder:
         _HELD.add(file)
         return True
 
+    def is_held(self) -> bool:
+        """Whether a living process holds the folder; nothing is written."""
+        try:
+            with (self.path / _LOCK).open(encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def release(self) -> None:
         if self._lock is not None:
             _HELD.discard(self._lock)

@@ -20,14 +20,19 @@ FREE = (
     "efficiency",
     "hydra",
     "resume",
+    "left_out",
     "trainer.max_steps",
     "trainer.checkpoint_seconds",
+    "trainer.preflight",
     "data.root",  # a hash in the checkpoint tells the images apart, wherever they lie
     "data.cache",
 )
 """Keys, with all below them, that change no result and so may change when a run continues."""
+PRECISION = "trainer.precision"
+"""A run keeps the one that it began with, where it is asked for no other than `auto`."""
 PLACES = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Keys that change no result either where BatchNorm is synchronised."""
+ACCUMULATE = "trainer.accumulate"
 
 Config = dict[str, object]
 
@@ -103,11 +108,14 @@ def differences(
 ) -> list[str]:
     """A line for each key that may change a result and does; `touched` limits it to those keys."""
     free = _free(stored)
+    if touched is None and find(stored, "trainer.fit_batch") is True:
+        free += (ACCUMULATE,)  # chosen by the run, and taken from it
     old, new = _binding(stored, free), _binding(given, free)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         compared = touched is None or (key in new and _is_touched(key, touched))
-        if compared and old.get(key, ABSENT) != new.get(key, ABSENT):
+        is_open = key == PRECISION and new.get(key) == "auto"
+        if compared and not is_open and old.get(key, ABSENT) != new.get(key, ABSENT):
             pair = f"{_say(old, key)}, this command line {_say(new, key)}"
             lines.append(f"{key}: the run has {pair}")
     return lines
@@ -158,6 +166,7 @@ def _continue_path(
 def _continue(
     config: Config, folder: RunFolder, stored: Config, checkpoint: Path | None = None
 ) -> Decision:
+    config = _settled(config, stored)
     ended = _ended(folder, stored, config)
     if ended:
         message = f"{folder.path} is {ended}: nothing to do"
@@ -170,7 +179,19 @@ def _continue(
     sweep(folder.path)
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
     message = f"continuing {folder.path} {where}"
+    if find(stored, "trainer.fit_batch") is True:
+        trainer = cast("Config", config["trainer"]) | {"accumulate": find(stored, ACCUMULATE)}
+        config = config | {"trainer": trainer}
     return Decision(config, folder, continued=True, checkpoint=checkpoint, message=message)
+
+
+def _settled(config: Config, stored: Config) -> Config:
+    """`config` with the run's precision where it leaves the choice open."""
+    section, _, name = PRECISION.partition(".")
+    trainer, precision = find(config, section), find(stored, PRECISION)
+    if find(config, PRECISION) != "auto" or not (isinstance(trainer, dict) and precision != ABSENT):
+        return config
+    return {**config, section: {**trainer, name: precision}}
 
 
 def _stored_alike(

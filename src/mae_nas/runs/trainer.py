@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 
 from mae_nas.checks import Checked
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger("mae_nas")
 
-Precision = Literal["32-true", "64-true", "bf16-mixed"]
+Precision = Literal["32-true", "64-true", "bf16-mixed", "16-mixed"]
 SHORTEST_EPOCHS = 50
 SHORTEST_STEPS = 6_000
 READINGS = 50
@@ -32,7 +33,9 @@ class TrainerSettings(Checked):
             images would get 750 steps where DARTS gives CIFAR 19,500.
         max_steps: stop early after this many steps, without changing any schedule.
         accumulate: micro-batches that a device's share of a step is cut into.
-        precision: `32-true`, `64-true` or `bf16-mixed`; α and the loss stay in float32 or wider.
+        precision: `32-true`, `64-true`, `bf16-mixed`, `16-mixed`, or `auto`, see
+            `automatic_precision`. α, its softmax, all statistics and the loss stay in float32 or
+            wider; under `16-mixed` the losses are scaled, and a step that overflows is skipped.
         accelerator: `auto`, `cpu`, `cuda`, `mps`: where to run.
         devices: of one node; each computes an equal share of every batch.
         num_nodes: computers, each with as many devices.
@@ -42,12 +45,16 @@ class TrainerSettings(Checked):
             number. Otherwise each normalises by its own share, and running statistics are averaged.
         checkpoint_seconds: seconds between checkpoints: the most that a kill can lose.
         log_every: steps between rows of metrics.csv.
+        preflight: do up to ten real steps on a copy first, to tell time and memory; they take half
+            a second, or two steps where that is longer.
+        fit_batch: raise `accumulate` where memory does not suffice until a step fits: the same
+            search but for BatchNorm, whose statistics are those of a micro-batch.
     """
 
     max_epochs: int | Literal["auto"] = "auto"
     max_steps: int | None = None
     accumulate: int = 1
-    precision: Precision = "32-true"
+    precision: Precision | Literal["auto"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
     num_nodes: int = 1
@@ -55,6 +62,8 @@ class TrainerSettings(Checked):
     sync_batchnorm: bool = False
     checkpoint_seconds: float = 60.0
     log_every: int = 10
+    preflight: bool = True
+    fit_batch: bool = False
 
     def _problems(self) -> Iterator[str]:
         counts = ("max_epochs", "max_steps", "accumulate", "log_every")
@@ -62,9 +71,16 @@ class TrainerSettings(Checked):
             value = getattr(self, name)
             if value not in ("auto", None) and value < 1:
                 yield f"{name} {value}: must be at least 1"
-        known = get_args(Precision)
+        known = ("auto", *get_args(Precision))
         if self.precision not in known:
             yield f"precision {self.precision!r}: must be one of {', '.join(known)}"
+        yield from self._device_problems()
+        if self.fit_batch and (self.num_nodes > 1 or not self.preflight):
+            yield "fit_batch: needs preflight=true and num_nodes=1"
+        if not self.checkpoint_seconds > 0:  # NaN too
+            yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
+
+    def _device_problems(self) -> Iterator[str]:
         available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
         if self.accelerator in available and not available[self.accelerator]():
             yield f"accelerator {self.accelerator}: none is here; use auto or cpu"
@@ -72,8 +88,6 @@ class TrainerSettings(Checked):
             yield f"devices {self.devices}: mps has one"
         if self.accelerator == "cuda" and self.devices > torch.cuda.device_count() > 0:
             yield f"devices {self.devices}: {torch.cuda.device_count()} are here"
-        if not self.checkpoint_seconds > 0:  # NaN too
-            yield f"checkpoint_seconds {self.checkpoint_seconds}: must be positive"
 
     @property
     def ranks(self) -> int:
@@ -97,10 +111,17 @@ class TrainerSettings(Checked):
         Only steps end it: how Lightning counts epochs across a resume is then of no consequence.
         """
         _quieten()
+        precision, device = self.precision, device_type(self.accelerator)
+        if precision == "auto":
+            precision = automatic_precision(self.accelerator)
+        plugins: list[Any] = [AtomicCheckpointIO()]
+        if precision == "16-mixed":  # Lightning's own choice on a CPU would be bf16, silently
+            scaler = torch.amp.GradScaler(device)
+            plugins.append(MixedPrecision(precision, device, scaler))
         trainer = pl.Trainer(
             max_epochs=-1,
             max_steps=last_step,
-            precision=self.precision,
+            precision=None if precision == "16-mixed" else precision,
             accelerator=self.accelerator,
             devices=self.devices,
             num_nodes=self.num_nodes,
@@ -108,7 +129,7 @@ class TrainerSettings(Checked):
             use_distributed_sampler=False,
             callbacks=list(callbacks),
             logger=False,
-            plugins=[AtomicCheckpointIO()],
+            plugins=plugins,
             default_root_dir=root,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -141,6 +162,23 @@ class Efficiency(Checked):
             yield f"threads {self.threads}: must be at least 1, or auto"
 
 
+def device_type(accelerator: str) -> str:
+    """Where `accelerator` computes on this computer: cpu, cuda or mps."""
+    if accelerator != "auto":
+        return accelerator
+    others = "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else others
+
+
+def automatic_precision(accelerator: str) -> Precision:
+    """What `precision=auto` is on this computer: bfloat16 where a GPU has it, float32 on a CPU."""
+    if device_type(accelerator) != "cuda" or not torch.cuda.is_available():
+        return "32-true"
+    # Torch would also count what it emulates, slower than float32.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "16-mixed"
+
+
 def reading_interval(total_steps: int) -> int:
     """Steps between readings: fifty in a run, an epoch each by default."""
     return math.ceil(total_steps / READINGS)
@@ -160,6 +198,7 @@ def _quieten() -> None:
         logging.getLogger(room).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*Consider setting `persistent_workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*your dataloader is not resumable.*",
         ".*number of training batches.*smaller than the logging interval.*",

@@ -32,18 +32,19 @@ class VirtualStep(NamedTuple):
 
 
 def mean_gradient(
-    losses: Sequence[Loss], inputs: Sequence[Tensor]
+    losses: Sequence[Loss], inputs: Sequence[Tensor], scale: Tensor | float = 1.0
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The mean of the micro-batches' losses, and its gradient for each of `inputs`.
 
     With α as inputs this is DARTS's first-order gradient (DARTS, Sec. 2.3, ξ = 0). A gradient is
-    None where the input has no influence.
+    None where the input has no influence. Gradients are returned `scale` times as large, so that
+    float16 can hold what lies between.
     """
     values: list[Tensor] = []
     total: Sequence[Tensor | None] = [None] * len(inputs)
     for loss in losses:
         value = loss() / len(losses)
-        gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+        gradients = torch.autograd.grad(value * scale, inputs, allow_unused=True)
         total = list(map(_plus, total, gradients)) if values else gradients
         values.append(value.detach())
     mean = torch.stack(values).sum()

@@ -125,6 +125,17 @@ class SearchModule(pl.LightningModule):
         weight_optimizer, arch_optimizer = optimizers
         return weight_optimizer, arch_optimizer
 
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """Keeps gradients within float16 under `16-mixed`: one scaler for both optimizers."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
+    def loss_scale(self) -> Tensor | float:
+        """The scaler's present factor, on the device; 1 without a scaler."""
+        scaler = self.scaler
+        return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """L^M at the present w and α; a pure function of them and of the batch."""
         return self.objective(self._encoder(batch), batch)
@@ -140,6 +151,9 @@ class SearchModule(pl.LightningModule):
         if self.global_step % self.steps_per_epoch == 0:
             ranks.check_equal(self.alphas, "α")
         self.values = {}
+        if isinstance(scale := self.loss_scale, Tensor):
+            self.values["loss_scale"] = scale
+            self._flag(scale < 1)  # halved at each overflow, without end where a gradient is NaN
         self.set_learning_rate()
         if self.epoch >= self.settings.warmup_epochs:
             self.step_architecture(batch["arch"], batch["weights"])
@@ -148,21 +162,29 @@ class SearchModule(pl.LightningModule):
     def step_architecture(self, batches: Sequence[Batch], weight_batches: Sequence[Batch]) -> None:
         """α only: no weight gradient is computed, and α's optimizer is stepped bare.
 
-        Lightning counts the steps of optimizers it wraps: unwrapped, `global_step` counts batches.
+        Lightning counts the steps of optimizers it wraps: unwrapped, `global_step` counts batches,
+        and a scaler is updated once a batch, by the weight step, with what both steps found.
         """
+        optimizer, scaler = self.optimizer_pair[1], self.scaler
         if self.settings.second_order:
+            scaler = None  # all in float32
             loss, gradients = self._unrolled_gradient(batches, weight_batches)
         else:
-            loss, gradients = mean_gradient(self._losses(batches), self.alphas)
+            loss, gradients = mean_gradient(self._losses(batches), self.alphas, self.loss_scale)
         self._record("arch_loss", loss)
         # An α without influence keeps grad None and is left untouched, weight decay included.
-        named = self.relaxation.named_parameters()
-        for (name, alpha), gradient in zip(named, gradients, strict=True):
+        for alpha, gradient in zip(self.alphas, gradients, strict=True):
             alpha.grad = gradient
-            if gradient is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        for name, alpha in self.relaxation.named_parameters():
+            if alpha.grad is not None:
                 label = name.removeprefix("alphas.").replace(".", "_")
-                self.values[f"grad_norm_alpha_{label}"] = gradient.norm()
-        self.optimizer_pair[1].step()
+                self.values[f"grad_norm_alpha_{label}"] = alpha.grad.norm()
+        if scaler is None or all(gradient is None for gradient in gradients):
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
         for alpha in self.alphas:
             alpha.grad = None
 
@@ -189,11 +211,18 @@ class SearchModule(pl.LightningModule):
             optimizer[0].step()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Clip w's gradient; Lightning calls this with gradients unscaled."""
-        del optimizer  # only w's optimizer is wrapped
+        """Clip w's gradient: only w's optimizer is wrapped.
+
+        Lightning calls this with gradients unscaled, unless the optimizer can unscale by itself.
+        """
+        scaler = self.scaler
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.weights, self.settings.grad_clip, foreach=True)
-        # A finite loss may have an infinite gradient, and clipping would make NaN of that.
-        self._record("grad_norm_weights", norm)
+        self.values["grad_norm_weights"] = norm
+        if scaler is None:  # one skips the step
+            # A finite loss may have an infinite gradient, and clipping would make NaN of that.
+            self._flag(~norm.isfinite())
 
     @cached_property
     def _statistics(self) -> list[Tensor]:
@@ -214,8 +243,10 @@ class SearchModule(pl.LightningModule):
         self, batches: Sequence[Batch], weight_batches: Sequence[Batch]
     ) -> tuple[Tensor, list[Tensor | None]]:
         # The passes at other weights than w must leave no trace in the running statistics; the one
-        # at w that first order would leave is given up with them.
-        with preserved(self._statistics):
+        # at w that first order would leave is given up with them. Half precision would round away
+        # the shift of w that the finite difference is taken over.
+        full = torch.autocast(self.device.type, enabled=False)
+        with preserved(self._statistics), full:
             return unrolled_gradient(
                 self._losses(weight_batches),
                 self._losses(batches),
@@ -278,9 +309,12 @@ class SearchModule(pl.LightningModule):
                 "trainer.precision=32-true"
             )
 
-    def _record(self, name: str, value: Tensor) -> None:
-        self.values[name] = value
-        is_first_bad = ~value.isfinite() & (self.bad_step < 0)
+    def _record(self, name: str, loss: Tensor) -> None:
+        self.values[name] = loss
+        self._flag(~loss.isfinite())
+
+    def _flag(self, is_bad: Tensor) -> None:
+        is_first_bad = is_bad & (self.bad_step < 0)
         self.bad_step.copy_(torch.where(is_first_bad, self.global_step, self.bad_step))
 
 

@@ -1,0 +1,51 @@
+"""Hydra's door to our launcher: it accepts plug-ins of this package only."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from mae_nas.cli.jobs import LauncherSettings, plan_jobs, run_jobs
+
+
+class MaeNasLauncher(Launcher):
+    """Starts every job of a sweep as a process of its own, see `mae_nas.cli.jobs`.
+
+    Hydra's other launchers run jobs by its own code, under which Lightning starts the other ranks
+    of a job as further sweeps, and wandb takes all jobs for one run.
+
+    Args:
+        parallel: jobs at once; `auto` is one, with slurm all.
+        executor: `process` runs jobs here; `slurm` submits them by submitit, which requeues those
+            that are pre-empted or out of time; `local` does what slurm does, on this computer.
+        slurm: options of sbatch.
+    """
+
+    def __init__(
+        self,
+        parallel: int | Literal["auto"],
+        executor: Literal["process", "slurm", "local"],
+        slurm: Mapping[str, object],
+    ) -> None:
+        self.settings = LauncherSettings(parallel, executor, slurm)
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        del task_function  # jobs are commands
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        configs = [self.loader.load_sweep_config(self.config, list(job)) for job in job_overrides]
+        jobs = plan_jobs(self.config, configs, job_overrides, initial_job_idx)
+        returns = []
+        for job in run_jobs(jobs, self.settings):
+            returned = JobReturn(overrides=job.arguments, status=JobStatus.COMPLETED)
+            returned.return_value = job
+            returns.append(returned)
+        return returns

@@ -1,0 +1,59 @@
+"""`mae-nas runs`: the runs in a folder and what became of them."""
+
+import dataclasses
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from mae_nas.runs.listing import columns, find_runs
+
+USAGE = """\
+mae-nas runs [FOLDER] [format=text|json]
+
+List the runs in FOLDER (default: runs) and below it, the last one to change at the end.
+  state   running | stopped (resume=auto goes on) | finished | collapsed | failed | unreadable
+  skips   of the normal cell, beside the mean of cells derived from noise
+  age     since the run's last sign of life
+"""
+
+
+def runs(arguments: list[str]) -> str:
+    """The list, as text or JSON."""
+    options = {"format": "text"}
+    folders = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument in ("format=text", "format=json"):
+            options[key] = value
+        elif equals and not Path(argument).exists():
+            raise ValueError(f"{argument}: runs takes a folder and format=text or format=json")
+        else:
+            folders.append(Path(argument))
+    if len(folders) > 1:
+        raise ValueError(f"{folders[1]}: runs takes one folder")
+    root = folders[0] if folders else Path("runs")
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder")
+    found = find_runs(root)
+    if options["format"] == "json":
+        rows = [{**dataclasses.asdict(run), "folder": str(run.folder)} for run in found]
+        return json.dumps(rows, indent=2, ensure_ascii=False)
+    if not found:
+        return f"no runs in {root}"
+    return columns(
+        [
+            {
+                "run": run.folder.relative_to(root),
+                "state": run.state,
+                "step": run.step,
+                "verdict": run.verdict,
+                "loss": run.loss,
+                "skips": run.skips_normal,
+                "chance": run.chance_normal,
+                "time": None if run.seconds is None else timedelta(seconds=run.seconds),
+                "age": None if run.age is None else timedelta(seconds=run.age),
+                "reason": run.reason,
+            }
+            for run in found
+        ]
+    )

@@ -1,0 +1,95 @@
+"""What became of runs, read back from their folders: each run's own files are the truth."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from mae_nas.keys import find
+from mae_nas.runs.files import read_json
+from mae_nas.runs.folder import RunFolder
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run, as its folder shows it; None is what it does not show.
+
+    Args:
+        folder: of the run.
+        state: `running` (a living process holds it), `stopped` (it can go on), `finished`,
+            `collapsed` (stopped by the verdict), `failed` or `unreadable`.
+        step: of the last reading, like the next three.
+        verdict: on collapse.
+        loss: held-out, masked.
+        skips_normal: skip connections of the normal cell.
+        chance_normal: their mean over cells derived from noise.
+        seconds: that the run took.
+        age: seconds since its last sign of life.
+        reason: why it failed.
+    """
+
+    folder: Path
+    state: str
+    step: int | None = None
+    verdict: str | None = None
+    loss: float | None = None
+    skips_normal: int | None = None
+    chance_normal: float | None = None
+    seconds: float | None = None
+    age: float | None = None
+    reason: str = ""
+
+
+def look(path: Path) -> RunState:
+    """The state of the run in `path`, which is not disturbed."""
+    folder = RunFolder(path)
+    try:
+        reading = read_json(folder.genotype) if folder.genotype.exists() else None
+        summary = read_json(folder.summary) if folder.summary.exists() else None
+        is_held = folder.is_held()
+    except (ValueError, OSError) as error:
+        return RunState(path, "unreadable", reason=str(error))
+    files = (folder.config, folder.metrics, folder.genotype, folder.log, folder.summary)
+    signs = [file.stat().st_mtime for file in files if file.exists()]
+    return RunState(
+        folder=path,
+        state="running" if is_held else _value(summary, "state", str) or "stopped",
+        step=_value(reading, "step", int),
+        verdict=_value(reading, "verdict", str),
+        loss=_value(reading, "held_out_loss", float),
+        skips_normal=_value(reading, "skips.normal", int),
+        chance_normal=_value(summary, "skip_chance.normal.mean", float),
+        seconds=_value(summary, "wall_seconds", float),
+        age=max(0.0, time.time() - max(signs)) if signs else None,
+        reason=_value(summary, "reason", str) or "",
+    )
+
+
+def _value(tree: object, key: str, kind: type[Value]) -> Value | None:
+    value = find(tree, key)
+    return value if isinstance(value, kind) else None
+
+
+def find_runs(root: Path) -> list[RunState]:
+    """All runs in `root` and below it, the one that changed last at the end."""
+    found = [look(config.parent) for config in sorted(root.rglob("config.json"))]
+    return sorted(found, key=lambda run: run.age or 0.0, reverse=True)
+
+
+def columns(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows as text, their values below their keys."""
+    lines = [list(rows[0]), *([_said(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, timedelta):
+        return str(value).partition(".")[0]
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

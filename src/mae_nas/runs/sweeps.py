@@ -1,0 +1,66 @@
+"""The result of a sweep: a row for each job, as sweep.csv and as one picture."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_nas.runs.files import write_text
+from mae_nas.runs.listing import RunState
+
+COLUMNS = ("job", "overrides", "status", "skips_normal", "loss", "verdict", "seconds")
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One job.
+
+    Args:
+        job: its number, from 0.
+        point: the values of the sweep's axes, as written.
+        status: of its run (see `RunState`), `impossible` (refused as a configuration) or `waiting`.
+        run: what its folder shows.
+        reason: why there is no result.
+    """
+
+    job: int
+    point: Mapping[str, str]
+    status: str
+    run: RunState
+    reason: str = ""
+
+    def cells(self) -> dict[str, object]:
+        """The table's columns."""
+        run = self.run
+        overrides = " ".join(f"{key}={value}" for key, value in self.point.items())
+        values = (run.skips_normal, run.loss, run.verdict, run.seconds)
+        named = zip(COLUMNS, (self.job, overrides, self.status, *values), strict=True)
+        return {**dict(named), "chance_normal": run.chance_normal, "reason": self.reason}
+
+
+def write_table(rows: Sequence[SweepRow], path: Path) -> None:
+    """Write sweep.csv: a column each for the job's facts, then one for each axis."""
+    text = io.StringIO()
+    cells = [{**row.cells(), **row.point} for row in rows]
+    writer = csv.DictWriter(text, list(cells[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(cells)
+    write_text(path, text.getvalue())
+
+
+def mistakes(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """Rows whose failure is none of the grid's holes.
+
+    A refused job is a hole (a patch as large as the image, say) where each of its values has a
+    result in another one; a value that never has one is a mistake.
+    """
+    good = [row.point for row in rows if row.status in ("finished", "collapsed")]
+    worked = {axis: {point[axis] for point in good} for axis in rows[0].point}
+
+    def is_hole(row: SweepRow) -> bool:
+        works = [value in worked[axis] for axis, value in row.point.items()]
+        return row.status == "impossible" and len(works) > 1 and all(works)
+
+    ended = ("failed", "unreadable", "impossible")
+    return [row for row in rows if row.status in ended and not is_hole(row)]

@@ -1,0 +1,55 @@
+"""What the first rank does about the others that it has launched: none dies, or lives, alone."""
+
+import logging
+import os
+import subprocess
+import threading
+import time
+
+import lightning.pytorch as pl
+
+log = logging.getLogger("mae_nas")
+
+GRACE = 20.0
+
+
+class RankWatch(pl.Callback):
+    """Ends the search with exit code 1 when a rank of this node has died.
+
+    gloo tells the survivors, and the search ends in order; NCCL lets them wait for ever, and this
+    process then ends where it stands. Lightning's own watch kills it before it can say anything.
+    """
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self.grace = grace  # seconds for the search to end by itself
+        self.ranks: list[subprocess.Popen[bytes]] = []
+
+    def setup(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
+        launched = getattr(trainer.strategy.launcher, "procs", [])
+        self.ranks = list(launched)
+        launched.clear()  # Lightning's watch finds that all has ended, and ends
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def on_exception(self, _trainer: object, _module: object, exception: BaseException) -> None:
+        """The search ends here: so do the other ranks, once they have said why."""
+        until = time.monotonic() + (0 if isinstance(exception, KeyboardInterrupt) else self.grace)
+        while time.monotonic() < until and any(rank.poll() is None for rank in self.ranks):
+            time.sleep(0.1)
+        self._kill()
+
+    def _watch(self) -> None:
+        while not any(rank.poll() for rank in self.ranks):
+            if all(rank.poll() == 0 for rank in self.ranks):
+                return
+            time.sleep(0.5)
+        main = threading.main_thread()
+        main.join(self.grace)
+        if main.is_alive():
+            codes = ", ".join(f"process {r.pid} with {r.poll()}" for r in self.ranks if r.poll())
+            log.error("another rank has ended, and with it the search: %s", codes)
+            self._kill()
+            os._exit(1)
+
+    def _kill(self) -> None:
+        for rank in self.ranks:
+            rank.kill()

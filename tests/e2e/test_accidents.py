@@ -1,0 +1,232 @@
+"""What goes wrong on the way is one line and an exit code, and nothing is left half-written."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mae_nas.genotype import read_genotype
+
+Captured = pytest.CaptureFixture[str]
+Search = Callable[..., int]
+Start = Callable[..., subprocess.Popen[str]]
+
+PLANTED = """
+import os, signal, torch
+from mae_nas.data import Synthetic
+from mae_nas.decoders import HierarchicalDecoder
+
+class Planted(HierarchicalDecoder):
+    def __init__(self, features, channels, most=99, number=0, at=-1, bad=-1, reading=False):
+        super().__init__(features, channels)
+        self.most, self.number, self.at, self.bad, self.reading = most, number, at, bad, reading
+        self.calls = 0
+
+    def branches(self, features):
+        if len(features[0]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.calls += self.training != self.reading
+        if self.calls == self.at and self.training != self.reading:
+            os.kill(os.getpid(), self.number)
+        factor = torch.nan if self.calls == self.bad else 1
+        return [factor * branch for branch in super().branches(features)]
+
+class Stopped(Synthetic):
+    def load(self, on_progress=None):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return super().load(on_progress)
+"""
+DECODER = ["decoder=custom", "decoder._target_=planted.Planted", "hydra.run.dir=run"]
+FIRST = ["trainer.preflight=true"]
+
+
+@pytest.fixture
+def planted(search: Search, tmp_path: Path) -> Search:
+    (tmp_path / "planted.py").write_text(PLANTED)
+    sys.modules.pop("planted", None)
+    return lambda *overrides: search(*DECODER, *overrides)
+
+
+def stored(run: Path) -> dict[str, object]:
+    return json.loads((run / "config.json").read_text())["config"]["trainer"]
+
+
+# Preflight and memory ---------------------------------------------------------------------------
+
+
+def test_preflight_says_what_a_search_takes_and_changes_nothing_of_it(
+    search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
+) -> None:
+    assert search(*FIRST, "hydra.run.dir=run", "trainer.max_steps=5") == 0
+    assert search(*FIRST, "hydra.run.dir=run", "resume=auto") == 0
+    assert_same(tmp_path / "run", finished())
+    assert json.loads((tmp_path / "run/summary.json").read_text())["preflight"]["images"] == 4
+    said = (tmp_path / "run/train.log").read_text()
+    assert said.count(" s per step, ") == 2
+    assert " in all" in said
+
+
+def test_too_little_memory_is_one_line_that_says_what_should_fit(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    assert planted(*FIRST, "decoder.most=2") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "4 images at a time: data.batch_size=2 or trainer.accumulate=2 (the same" in line
+    assert "should fit, an estimate: 2 at a time take" in line
+    assert not (tmp_path / "run").exists()
+    assert planted("decoder.most=2", "trainer.accumulate=2", "trainer.max_steps=2") == 0
+
+
+def test_too_little_memory_for_one_image_says_so(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    assert planted(*FIRST, "trainer.fit_batch=true", "decoder.most=0") == 2
+    said = "out of memory with 4 images at a time, and with one: lower supernet.width than 4"
+    assert capsys.readouterr().err == f"mae-nas: {said}\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_runs_out_later_is_one_line_too(planted: Search, capsys: Captured) -> None:
+    assert planted("decoder.most=3") == 1
+    *_, line = capsys.readouterr().out.splitlines()
+    assert "with 4 images at a time: lower data.batch_size than 4, raise trainer.acc" in line
+
+
+def test_fit_batch_is_the_search_of_the_accumulation_that_fits(
+    planted: Search, assert_same: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    fitted = [*FIRST, "trainer.fit_batch=true", "decoder.most=2"]
+    assert planted(*fitted, "trainer.max_steps=5") == 0
+    assert "trainer.accumulate=2: the batch in parts of 2 images" in capsys.readouterr().out
+    assert stored(tmp_path / "run")["accumulate"] == 2
+    assert planted(*fitted, "resume=auto") == 0  # though accumulate is 1 on the command line
+    assert planted("decoder.most=2", "trainer.accumulate=2", "hydra.run.dir=other") == 0
+    assert_same(tmp_path / "run", tmp_path / "other")
+
+
+def test_fit_batch_is_refused_where_the_batch_must_stay_whole(
+    search: Search, capsys: Captured
+) -> None:
+    assert search("objective.target=permuted", "trainer.fit_batch=true", *FIRST) == 2
+    assert "trainer.fit_batch=false" in capsys.readouterr().err
+
+
+LIMITED = """
+import resource, sys
+import mae_nas.cli.search
+from mae_nas.cli.main import main
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), -1))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_a_computer_without_memory_is_told_in_one_line(tiny: list[str], tmp_path: Path) -> None:
+    assert resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY
+    large = ["data.images=700", "data.side=64", "data.batch_size=256", "supernet.width=32"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "search", *tiny, *large, *FIRST, "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "out of memory with 256 images at a time: data.batch_size=" in line
+    assert not (tmp_path / "run").exists()
+
+
+# A loss that is not finite ----------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_at_some_step_names_it(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    # Two calls a step: the fourteenth is the weights' of the seventh, after the reading at six.
+    assert planted("decoder.bad=14") == 1
+    *_, line = capsys.readouterr().out.splitlines()
+    assert "NaN or infinite at step 6 (seed 3); the last checkpoint is from before it" in line
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+    assert json.loads((tmp_path / "run/genotype.json").read_text())["step"] == 6
+
+
+# Signals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [["decoder.at=5"], ["decoder.at=2", "decoder.reading=true"]])
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_what_schedulers_warn_with_ends_a_search_for_requeue(
+    planted: Search, tmp_path: Path, name: str, when: list[str]
+) -> None:
+    assert planted(f"decoder.number={signal.Signals[f'SIG{name}']:d}", *when) == 75
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["state"], summary["final"]["step"]) == ("stopped", 3)
+    read_genotype(str(tmp_path / "run"))
+    assert list((tmp_path / "run").rglob("*.tmp-*")) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+def test_a_signal_in_preflight_ends_at_once_and_leaves_nothing(
+    planted: Search, tmp_path: Path, capsys: Captured, number: signal.Signals, code: int
+) -> None:
+    assert planted(*FIRST, f"decoder.number={number:d}", "decoder.at=3") == code
+    assert capsys.readouterr().err == "mae-nas: stopped at once; nothing is left of it\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_while_images_are_read_ends_at_once_and_leaves_nothing(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    data = ["data=custom", "data._target_=planted.Stopped", "+data.images=48", "+data.side=8"]
+    assert planted(*data) == 75, capsys.readouterr()
+    assert capsys.readouterr().err == "mae-nas: stopped at once; nothing is left of it\n"
+    assert not (tmp_path / "run").exists()
+
+
+# Loader processes -------------------------------------------------------------------------------
+
+HOST = ["efficiency.resident=false", "efficiency.workers=2"]
+
+
+@pytest.mark.slow
+def test_spawned_loader_workers_change_no_bit(
+    search: Search,
+    finished: Callable[..., Path],
+    assert_same: Search,
+    tmp_path: Path,
+) -> None:
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        assert search("hydra.run.dir=run", *HOST) == 0
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert_same(tmp_path / "run", finished())
+
+
+@pytest.mark.slow
+def test_a_killed_loader_worker_ends_a_search_in_one_line(start: Start, tmp_path: Path) -> None:
+    process = start("trainer.max_epochs=999", *HOST, "hydra.run.dir=run")
+    deadline, metrics = time.monotonic() + 120, tmp_path / "run" / "metrics.csv"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)  # until no process holds the pipe
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    *_, line = said.splitlines()
+    assert line.startswith("a loader process has died, perhaps for want of memory: DataLoader")

@@ -1,0 +1,63 @@
+import csv
+from pathlib import Path
+
+from mae_nas.runs.listing import RunState
+from mae_nas.runs.sweep_plots import plot_sweep
+from mae_nas.runs.sweeps import SweepRow, mistakes, write_table
+
+
+def row(status: str = "finished", loss: float | None = 0.5, **point: str) -> SweepRow:
+    run = RunState(Path("x"), status, 6, "ok", loss, None if loss is None else 2, 1.14, 3.0)
+    return SweepRow(0, point, status, run, "" if loss else "no room, it says")
+
+
+def test_the_table_has_a_line_for_each_job_and_a_column_for_each_axis(tmp_path: Path) -> None:
+    rows = [row(seed="0", ratio="0.2"), row("impossible", None, seed="1", ratio="0.2")]
+    write_table(rows, tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        good, bad = csv.DictReader(file)
+    assert list(good)[:7] == [
+        *("job", "overrides", "status", "skips_normal", "loss", "verdict", "seconds")
+    ]
+    assert good["overrides"] == "seed=0 ratio=0.2"
+    assert (good["skips_normal"], good["loss"], good["seed"]) == ("2", "0.5", "0")
+    assert (good["chance_normal"], good["reason"]) == ("1.14", "")
+    assert (bad["status"], bad["loss"], bad["reason"]) == ("impossible", "", "no room, it says")
+
+
+def test_a_hole_in_the_grid_is_no_mistake() -> None:
+    grid = [row(p="2", r=".2"), row(p="2", r=".8"), row(p="16", r=".2")]
+    hole = row("impossible", None, p="16", r=".8")
+    assert mistakes([*grid, hole]) == []
+
+
+def test_a_value_that_never_works_is_a_mistake() -> None:
+    wrong = [row("impossible", None, r="2.0", p=p) for p in ("2", "4")]
+    good = [row(r=".2", p=p) for p in ("2", "4")]
+    assert mistakes([*good, *wrong]) == wrong
+    assert mistakes(wrong[:1]) == wrong[:1]
+
+
+def test_a_refused_job_of_the_only_axis_is_a_mistake() -> None:
+    rows = [row(r=".2"), row("impossible", None, r=".2")]
+    assert mistakes(rows) == rows[1:]
+
+
+def test_failures_are_mistakes_and_stopped_jobs_are_not() -> None:
+    rows = [row("failed", r="1"), row("stopped", r="2"), row("unreadable", r="3"), row(r="4")]
+    assert mistakes(rows) == [rows[0], rows[2]]
+
+
+def test_one_axis_gives_curves_and_two_give_maps(tmp_path: Path) -> None:
+    plot_sweep([row(r=r, seed=s) for r in (".2", ".6") for s in "01"], tmp_path / "curves")
+    maps = [row(r=r, p=p, seed=s) for r in (".2", ".6") for p in "48" for s in "01"]
+    maps[-2:] = [row("impossible", None, r=".6", p="8", seed=s) for s in "01"]
+    plot_sweep(maps, tmp_path / "maps")
+    curves = (tmp_path / "curves" / "sweep.svg").read_text()
+    grid = (tmp_path / "maps" / "sweep.svg").read_text()
+    for text in (curves, grid):
+        assert "<!-- skips of the normal cell (chance 1.14) -->" in text
+    assert "line: mean over seeds" in curves
+    assert "impossible" in grid
+    assert grid.count("<!-- ± 0 -->") == 6  # three cells in each of two maps
+    assert {p.name for p in (tmp_path / "maps").iterdir()} == {"sweep.png", "sweep.svg"}
