@@ -32,8 +32,8 @@ test-slow: install ## the long tests: kills, the wheel, learning
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'slow and not gpu'
 
 check: install ## lint, format and types
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests experiments
+	$(BIN)/ruff format --check src tests experiments
 	$(BIN)/basedpyright
 
 lint-conf: install ## every file in conf/ composes, and names exactly its class's arguments

@@ -5,7 +5,7 @@ import pytest
 from mae_nas.cli.build import build
 from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking
-from mae_nas.runs.trainer import LoggerSettings
+from mae_nas.runs.loggers import LoggerSettings
 
 HERE = "tests_cli_build_module"
 SOURCE = """
@@ -55,7 +55,7 @@ def test_build_refuses_a_class_of_another_kind() -> None:
     with pytest.raises(ValueError, match=line):
         build(Decoder, node, {}, "decoder")
     line = (
-        r"^logger\._target_: torch\.nn\.Identity is not a mae_nas\.runs\.trainer\.LoggerSettings$"
+        r"^logger\._target_: torch\.nn\.Identity is not a mae_nas\.runs\.loggers\.LoggerSettings$"
     )
     with pytest.raises(ValueError, match=line):
         build(LoggerSettings, node, {}, "logger")

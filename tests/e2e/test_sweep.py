@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mae_nas.runs.listing import find_runs
+
 pytestmark = pytest.mark.slow
 
 Sweep = Callable[..., subprocess.Popen[str]]
@@ -109,6 +111,8 @@ def test_failed_jobs_are_told_with_their_reasons(sweep: Sweep, tmp_path: Path) -
     good, bad = table(Path(f"{folder}-lr"))
     assert (good["status"], bad["status"], bad["loss"]) == ("finished", "failed", "")
     assert bad["reason"].startswith("the loss or its gradient became NaN or infinite at step")
+    (failed,) = [run for run in find_runs(Path(f"{folder}-lr")) if run.state == "failed"]
+    assert failed.reason == bad["reason"]
 
 
 def test_impossible_cells_are_rows_and_no_failure(sweep: Sweep, tmp_path: Path) -> None:

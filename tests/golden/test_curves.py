@@ -64,7 +64,7 @@ def search(overrides: list[str], folder: Path) -> Curves:
     config = compose([*COMMON, *overrides]).config
     run = prepare(config, RunFolder(folder), Console(quiet=True))
     recorder = Recorder()
-    trainer = run.settings.make(STEPS, [recorder], [], folder)
+    trainer = run.settings.make(STEPS, [recorder], folder)
     trainer.fit(run.module, datamodule=run.data)
     for kind, alpha in run.module.relaxation.alphas.items():
         values = alpha.detach().flatten().tolist()

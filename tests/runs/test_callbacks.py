@@ -17,6 +17,7 @@ from mae_nas.objectives import Encode, Objective
 from mae_nas.runs import callbacks
 from mae_nas.runs.callbacks import Checkpoints, Clock, Gallery, Metrics, Readings, StopOnSignal
 from mae_nas.runs.checkpoint import FORMAT, read_checkpoint
+from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import NonFiniteLossError, Reading, SearchModule, take_reading
 from mae_nas.search.collapse import Verdict
@@ -70,7 +71,7 @@ def make_readings(
 
 
 def fit(run: Run, steps: int, beside: list[pl.Callback], checkpoint: Path | None = None) -> None:
-    trainer = run.settings.make(steps, beside, [], run.folder.path)
+    trainer = run.settings.make(steps, beside, run.folder.path)
     trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
 
 
@@ -109,7 +110,7 @@ def test_metrics_write_every_so_many_steps_the_steps_own_values(prepared: Prepar
     run = prepared("search.warmup_epochs=1")
     losses = {}
     look = Each(lambda step: losses.update({step: float(run.module.values["weight_loss"])}))
-    fit(run, 9, [Clock(), look, Metrics(run.folder, 4, Clock())])
+    fit(run, 9, [Clock(), look, Metrics(run.folder, 4, Clock(), RunLog())])
     rows = MetricsTable(run.folder.metrics).rows()
     assert [row["step"] for row in rows] == ["1", "4", "8"]
     assert [float(row["weight_loss"]) for row in rows] == [losses[1], losses[4], losses[8]]
@@ -126,7 +127,7 @@ def test_metrics_behind_the_checkpoint_are_cut(prepared: Prepared) -> None:
     table = MetricsTable(run.folder.metrics)
     for step in (1, 2):
         table.append({"step": step, "loss": 1.0})
-    fit(run, 1, [Metrics(run.folder, 100, Clock())])  # a new start: from step 0
+    fit(run, 1, [Metrics(run.folder, 100, Clock(), RunLog())])  # a new start: from step 0
     assert [row["step"] for row in table.rows()] == ["1"]
     assert "loss" not in table.rows()[0]
 
@@ -315,7 +316,7 @@ def test_a_second_signal_ends_a_search_at_once_with_its_own_code(
         os.kill(os.getpid(), second)
         seen.append(-1)  # not reached
 
-    trainer = run.settings.make(9, [StopOnSignal(stopper), Each(interrupt)], [], run.folder.path)
+    trainer = run.settings.make(9, [StopOnSignal(stopper), Each(interrupt)], run.folder.path)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     assert search.fit(trainer, run, None, stopper) == code
     assert seen == [1]

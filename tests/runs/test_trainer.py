@@ -6,12 +6,7 @@ import lightning.pytorch as pl
 import pytest
 
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
-from mae_nas.runs.trainer import (
-    LoggerSettings,
-    TrainerSettings,
-    automatic_precision,
-    reading_interval,
-)
+from mae_nas.runs.trainer import TrainerSettings, automatic_precision, reading_interval
 
 
 @pytest.mark.parametrize(
@@ -81,10 +76,10 @@ def test_automatic_precision_is_half_where_a_gpu_is(
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "16-mixed"])
 def test_a_cpu_computes_in_the_precision_asked_for(tmp_path: Path, precision: str) -> None:
     settings = TrainerSettings(accelerator="cpu", precision=precision)  # type: ignore[arg-type]
-    trainer = settings.make(1, [], [], tmp_path)
+    trainer = settings.make(1, [], tmp_path)
     assert trainer.precision == precision
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
-    assert TrainerSettings(accelerator="cpu").make(1, [], [], tmp_path).precision == "32-true"
+    assert TrainerSettings(accelerator="cpu").make(1, [], tmp_path).precision == "32-true"
 
 
 FOREIGN = """
@@ -131,7 +126,7 @@ def test_callbacks_that_installed_packages_add_do_not_run(
     assert snooping.Snoop.__name__ in names  # the package really is picked up
 
     ours = [pl.Callback(), pl.Callback()]
-    trainer = TrainerSettings(accelerator="cpu").make(5, ours, [], tmp_path)
+    trainer = TrainerSettings(accelerator="cpu").make(5, ours, tmp_path)
     assert trainer.callbacks == ours  # type: ignore[attr-defined]
     assert messages == ["Not running callbacks that other installed packages add: Snoop"]
 
@@ -140,7 +135,7 @@ def test_trainer_runs_our_callbacks_alone_and_writes_atomically(
     tmp_path: Path, messages: list[str]
 ) -> None:
     ours = [pl.Callback()]
-    trainer = TrainerSettings(accelerator="cpu", precision="64-true").make(5, ours, [], tmp_path)
+    trainer = TrainerSettings(accelerator="cpu", precision="64-true").make(5, ours, tmp_path)
     assert trainer.callbacks == ours  # type: ignore[attr-defined]
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     assert (trainer.max_steps, trainer.max_epochs) == (5, -1)
@@ -148,7 +143,3 @@ def test_trainer_runs_our_callbacks_alone_and_writes_atomically(
     assert trainer.loggers == []
     assert messages == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_logger_there_is_only_the_run_folders_own(tmp_path: Path) -> None:
-    assert LoggerSettings().loggers(tmp_path, "name") == []

@@ -193,7 +193,7 @@ def fit(tmp_path: Path) -> Fit:
             accumulate=accumulate,
             precision=precision,  # type: ignore[arg-type]
             accelerator="cpu",
-        ).make(steps, callbacks, [], tmp_path)
+        ).make(steps, callbacks, tmp_path)
         trainer.fit(module, datamodule=data)
         return module
 

@@ -25,13 +25,9 @@ from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.loggers import LoggerSettings
 from mae_nas.runs.measure import StepCost
-from mae_nas.runs.trainer import (
-    Efficiency,
-    LoggerSettings,
-    TrainerSettings,
-    automatic_precision,
-)
+from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precision
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.search.module import check_unrollable
 from mae_nas.spaces import SearchSpace

@@ -2,11 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,7 @@ from mae_nas.runs.callbacks import (
     Clock,
     Gallery,
     Metrics,
+    ReadingRows,
     Readings,
     StopOnSignal,
     verdict_line,
@@ -31,6 +32,7 @@ from mae_nas.runs.callbacks import (
 from mae_nas.runs.checkpoint import check_fits, read_checkpoint
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.loggers import LoggerSettings, RunLog, start_log
 from mae_nas.runs.measure import is_out_of_memory, peak_memory
 from mae_nas.runs.pictures import Pictures
 from mae_nas.runs.progress import ProgressReport
@@ -42,9 +44,11 @@ from mae_nas.runs.records import (
     versions,
 )
 from mae_nas.runs.resume import config_hash
-from mae_nas.runs.trainer import LoggerSettings, reading_interval
+from mae_nas.runs.tables import JsonLines, MetricsTable
+from mae_nas.runs.trainer import reading_interval
 from mae_nas.runs.watch import RankWatch
 from mae_nas.search import NonFiniteLossError, Reading, take_reading
+from mae_nas.search.reading import edge_rows, reading_row
 from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
@@ -85,21 +89,22 @@ def run_search(
 
         clock, stopping, readings = Clock(), StopOnSignal(stopper), make_readings(run)
         origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
-        pictures = Pictures(folder, run.parts.space, run.module, run.data, run.yardsticks)
-        gallery = Gallery(pictures.draw, readings, clock)
         seconds, seed = run.settings.checkpoint_seconds, config["seed"]
         checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
-        beside = [clock, stopping, readings, checkpoints]
+        run_log, record, code = RunLog(), {}, FAILED
         if is_first:
-            metrics = Metrics(folder, run.settings.log_every, clock)
-            progress = ProgressReport(readings.last_step, clock, readings, console)
-            beside = [clock, metrics, stopping, readings, checkpoints, gallery, progress]
-            beside += [RankWatch()] if run.settings.ranks > 1 else []
-        logger = build(LoggerSettings, config["logger"], {}, "logger")
-        code = FAILED
+            settings = build(LoggerSettings, config["logger"], {}, "logger")
+            run_log = start_log(settings, folder, run.config, step, earlier_rows(run, step))
         try:
-            loggers = logger.loggers(folder.path, config["name"]) if is_first else []
-            trainer = run.settings.make(readings.last_step, beside, loggers, folder.path)
+            gallery = Gallery(drawing(run, run_log), readings, clock)
+            beside = [clock, stopping, readings, checkpoints]
+            if is_first:
+                metrics = Metrics(folder, run.settings.log_every, clock, run_log)
+                rows = ReadingRows(readings, run.parts.space, run_log)
+                progress = ProgressReport(readings.last_step, clock, readings, console)
+                beside = [clock, metrics, stopping, readings, rows, checkpoints, gallery, progress]
+                beside += [RankWatch()] if run.settings.ranks > 1 else []
+            trainer = run.settings.make(readings.last_step, beside, folder.path)
             with launch.Decided(run.config, folder.path, checkpoint).left():
                 code = fit(trainer, run, checkpoint, stopper)
             if code == DONE and is_first:
@@ -107,9 +112,9 @@ def run_search(
                 run.module.to(device)  # Lightning leaves it on the CPU
                 gallery.settle()
                 code = stop_code(stopping, readings)
-                finish(run, origin, readings, clock, device)
+                record = finish(run, origin, readings, clock, device)
         finally:
-            logger.close(code)
+            run_log.close(record, code)
         return code
 
 
@@ -187,6 +192,26 @@ def make_readings(run: Run) -> Readings:
     )
 
 
+def earlier_rows(run: Run, step: int) -> list[dict[str, Any]]:
+    """What the run's log was told up to `step`, by earlier processes."""
+    table = MetricsTable(run.folder.metrics).rows()
+    rows: list[dict[str, Any]] = [{k: float(v) for k, v in row.items() if v} for row in table]
+    readings = map(Reading.from_dict, JsonLines(run.folder.genotypes).rows())
+    rows += [reading_row(reading, run.parts.space) for reading in readings]
+    return sorted((row for row in rows if row["step"] <= step), key=lambda row: row["step"])
+
+
+def drawing(run: Run, run_log: RunLog) -> Callable[[list[Reading]], None]:
+    """Draws the run's pictures and hands them to its log."""
+    pictures = Pictures(run.folder, run.parts.space, run.module, run.data, run.yardsticks)
+
+    def draw(readings: list[Reading]) -> None:
+        pictures.draw(readings)
+        run_log.drawn(readings[-1], edge_rows(readings[-1], run.parts.space), run.folder.plots)
+
+    return draw
+
+
 def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: Stopper) -> int:
     """Train; what can go wrong on the way is one line and an exit code."""
     try:
@@ -196,6 +221,10 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: Stopper
         if line is None:
             raise
         log.error("%s", line)
+        if trainer.is_global_zero:
+            with suppress(OSError):  # it may be the disk
+                facts = {"name": run.config["name"], "state": "failed", "reason": line}
+                write_json(run.folder.summary, {**facts, "config": run.config})
         return FAILED
     except SystemExit:  # Lightning's answer to a second signal
         log.error("stopped at once; resume=auto continues from %s", run.folder.checkpoint)
@@ -233,7 +262,7 @@ def finish(
     readings: Readings,
     clock: Clock,
     device: torch.device,
-) -> None:
+) -> dict[str, object]:
     """Write the record, and say where everything is and what the verdict is.
 
     Args:
@@ -282,3 +311,4 @@ def finish(
     log.info("summary    %s", run.folder.summary)
     if record["state"] == "stopped":
         log.info("to go on   the same command with resume=auto hydra.run.dir=%s", run.folder.path)
+    return record

@@ -16,9 +16,11 @@ from mae_nas import ranks
 from mae_nas.runs.checkpoint import FORMAT
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.search import Reading, SearchModule
-from mae_nas.search.reading import relative_entropy
+from mae_nas.search.reading import reading_row, relative_entropy
+from mae_nas.spaces import SearchSpace
 from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
@@ -84,10 +86,11 @@ class Metrics(pl.Callback):
     Rows hold the step's own values, not a running mean, so that a resumed run writes the same ones.
     """
 
-    def __init__(self, folder: RunFolder, every: int, clock: Clock) -> None:
+    def __init__(self, folder: RunFolder, every: int, clock: Clock, run_log: RunLog) -> None:
         self.table = MetricsTable(folder.metrics)
         self.every = every
         self.clock = clock
+        self.run_log = run_log
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         self.table.cut(trainer.global_step)
@@ -97,8 +100,7 @@ class Metrics(pl.Callback):
             row = metrics_row(module)
             row |= {"seconds": self.clock.total, "waiting_share": self.clock.waiting_share}
             self.table.append(row)
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step)
+            self.run_log.row(row)
 
 
 def metrics_row(module: SearchModule) -> dict[str, float]:
@@ -178,6 +180,19 @@ class Readings(pl.Callback):
     def restore(self) -> None:
         """Take the readings from the file."""
         self.readings = [Reading.from_dict(row) for row in self.table.rows()]
+
+
+@dataclass(eq=False)
+class ReadingRows(pl.Callback):
+    """The numbers of every reading, for the logger; runs after `Readings`."""
+
+    readings: Readings
+    space: SearchSpace
+    run_log: RunLog
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        if self.readings.step == trainer.global_step:
+            self.run_log.row(reading_row(self.readings.readings[-1], self.space))
 
 
 @dataclass(eq=False)

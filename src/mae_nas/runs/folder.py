@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -153,6 +154,7 @@ class RunFolder:
         sweep(self.path)
         for file in (self.config, self.log, self.path / _LOCK):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "wandb", ignore_errors=True)  # of a login that was refused
         for folder in (self.checkpoint.parent, self.plots, *self._made):
             with contextlib.suppress(OSError):  # absent, or someone else's files are in it
                 folder.rmdir()

@@ -100,7 +100,7 @@ def measure_step(
     alone = replace(settings, devices=1, num_nodes=1, strategy="auto")
     try:
         with isolate_rng():
-            alone.make(steps, [meter], [], Path()).fit(module, datamodule=share)
+            alone.make(steps, [meter], Path()).fit(module, datamodule=share)
     except SystemExit:  # Lightning's answer to a KeyboardInterrupt
         raise KeyboardInterrupt from None
     return meter.cost

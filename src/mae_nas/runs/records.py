@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mae_nas import __version__
@@ -16,7 +15,7 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.measure import count_multiply_adds, count_parameters
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import Reading, SearchModule
-from mae_nas.search.collapse import chance_of_skips
+from mae_nas.search.collapse import mean_skips
 from mae_nas.search.module import evaluating
 from mae_nas.spaces import SearchSpace
 
@@ -83,11 +82,10 @@ def search_record(
     last = readings[-1]
     rows = MetricsTable(folder.metrics).rows()
     losses = {name: float(rows[-1][name]) for name in LOSSES if rows and rows[-1][name]}
-    chance = {}
-    for kind in last.skips:
-        p = chance_of_skips(space, kind)
-        mean = float((np.arange(len(p)) * p).sum())
-        chance[kind] = {"mean": mean, "at_least_as_many": last.chance[kind]}
+    chance = {
+        kind: {"mean": mean_skips(space, kind), "at_least_as_many": last.chance[kind]}
+        for kind in last.skips
+    }
     return {
         "verdict": last.verdict,
         "final": {"step": last.step, "held_out_loss": last.held_out_loss, **losses},

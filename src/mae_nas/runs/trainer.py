@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins import MixedPrecision
 
 from mae_nas.checks import Checked
@@ -106,13 +105,7 @@ class TrainerSettings(Checked):
             return self.max_epochs
         return max(SHORTEST_EPOCHS, math.ceil(SHORTEST_STEPS / steps_per_epoch))
 
-    def make(
-        self,
-        last_step: int,
-        callbacks: Sequence[pl.Callback],
-        loggers: Sequence[Logger],
-        root: Path,
-    ) -> pl.Trainer:
+    def make(self, last_step: int, callbacks: Sequence[pl.Callback], root: Path) -> pl.Trainer:
         """Lightning's trainer with our callbacks and no others, up to `last_step`.
 
         Only steps end it: how Lightning counts epochs across a resume is then of no consequence.
@@ -135,7 +128,7 @@ class TrainerSettings(Checked):
             strategy="ddp" if self.ranks > 1 else self.strategy,
             use_distributed_sampler=False,
             callbacks=list(callbacks),
-            logger=list(loggers),
+            logger=False,
             plugins=plugins,
             default_root_dir=root,
             enable_checkpointing=False,
@@ -167,48 +160,6 @@ class Efficiency(Checked):
             yield f"workers {self.workers}: must be 0 or more, or auto"
         if self.threads != "auto" and self.threads < 1:
             yield f"threads {self.threads}: must be at least 1, or auto"
-
-
-class LoggerSettings:
-    """What a `logger` node builds; this one adds nothing to the run folder's metrics.csv."""
-
-    def loggers(self, folder: Path, name: str) -> list[Logger]:  # noqa: ARG002 - for subclasses
-        """Lightning's loggers for the run `name` in `folder`."""
-        return []
-
-    def close(self, code: int) -> None:
-        """The run has ended with this exit code."""
-
-
-@dataclass(frozen=True)
-class WandbSettings(LoggerSettings):
-    """Rows of metrics.csv also go to Weights & Biases.
-
-    Args:
-        project: its name there.
-        mode: `offline` writes to the run folder and sends nothing; `online` needs `wandb login`.
-    """
-
-    project: str = "mae-nas"
-    mode: Literal["offline", "online"] = "offline"
-
-    def __post_init__(self) -> None:
-        if self.mode == "online":
-            import wandb
-
-            if not wandb.api.api_key:
-                raise ValueError("mode online: run `wandb login` first, or use logger.mode=offline")
-
-    def loggers(self, folder: Path, name: str) -> list[Logger]:
-        """Lightning's loggers; the run's id is its folder's name, so that a resumed run goes on."""
-        run, offline = f"{name}-{folder.name}".replace("/", "-"), self.mode == "offline"
-        return [WandbLogger(name, folder, id=run, project=self.project, offline=offline)]
-
-    def close(self, code: int) -> None:
-        """End the run there too, or the next one in this process would go on in it."""
-        import wandb  # a second, which the other loggers need not pay
-
-        wandb.finish(exit_code=code)
 
 
 def device_type(accelerator: str) -> str:

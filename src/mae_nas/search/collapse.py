@@ -43,6 +43,12 @@ def chance_at_least(space: SearchSpace, kind: str, skips: int) -> float:
     return float(chance_of_skips(space, kind)[skips:].sum())
 
 
+def mean_skips(space: SearchSpace, kind: str) -> float:
+    """The skips that chance gives on average."""
+    p = chance_of_skips(space, kind)
+    return float((np.arange(len(p)) * p).sum())
+
+
 def judge(history: Sequence[int], space: SearchSpace) -> Verdict:
     """The verdict after the readings so far.
 

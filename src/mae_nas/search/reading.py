@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mae_nas.batch import Batch
 from mae_nas.genotype import Genotype
-from mae_nas.search.collapse import Verdict, chance_at_least, judge
+from mae_nas.search.collapse import Verdict, chance_at_least, judge, mean_skips
 from mae_nas.search.derivation import derive
 from mae_nas.search.module import SearchModule
 from mae_nas.spaces import SearchSpace
@@ -107,6 +108,43 @@ def count_skips(genotype: Genotype, space: SearchSpace, kind: str) -> int:
         if is_skip
     }
     return sum(edge.primitive in names for edge in genotype.cells[kind].edges)
+
+
+class EdgeRow(NamedTuple):
+    """A kept edge of a `kind` cell: `node` adds `operation` of node `input`."""
+
+    kind: str
+    node: int
+    input: int
+    operation: str
+    weight: float  # the mixing weight that it was kept for
+
+
+def edge_rows(reading: Reading, space: SearchSpace) -> list[EdgeRow]:
+    """The genotype's edges, to be shown as a table."""
+    rows = []
+    for kind, cell in reading.genotype.cells.items():
+        for edge in cell.edges:
+            place = space.edges.index((edge.source, edge.target))
+            candidate = list(space.primitives(kind)[place]).index(edge.primitive)
+            weight = reading.scores[kind][place][candidate]
+            rows.append(EdgeRow(kind, edge.target, edge.source, edge.primitive, weight))
+    return rows
+
+
+def reading_row(reading: Reading, space: SearchSpace) -> dict[str, float | str]:
+    """The reading's numbers by name, skips beside the mean of chance, to be shown as curves."""
+    row: dict[str, float | str] = {
+        "step": reading.step,
+        "epoch": reading.epoch,
+        "held_out_loss": reading.held_out_loss,
+        "verdict": reading.verdict,
+    }
+    for kind, skips in reading.skips.items():
+        row[f"skips_{kind}"] = skips
+        row[f"chance_skips_{kind}"] = mean_skips(space, kind)
+        row[f"entropy_{kind}"] = reading.entropy[kind]
+    return row
 
 
 def relative_entropy(weights: np.ndarray) -> float:
