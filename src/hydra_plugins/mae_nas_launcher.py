@@ -8,11 +8,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from mae_nas.cli.jobs import LauncherSettings, plan_jobs, run_jobs
+from mae_nas.cli.jobs import plan_jobs
+from mae_nas.cli.launcher import LauncherSettings, run_jobs
 
 
 class MaeNasLauncher(Launcher):
-    """Starts every job of a sweep as a process of its own, see `mae_nas.cli.jobs`.
+    """Starts every job of a sweep as a process of its own, see `mae_nas.cli.launcher`.
 
     Hydra's other launchers run jobs by its own code, under which Lightning starts the other ranks
     of a job as further sweeps, and wandb takes all jobs for one run.
