@@ -96,7 +96,7 @@ def test_version_and_overview(capsys: Captured) -> None:
     ("arguments", "line"),
     [
         (["serch"], "serch: no such command; did you mean search?"),
-        (["xyz"], "xyz: no such command; commands are search, runs, draw"),
+        (["xyz"], "xyz: no such command; commands are search, inspect, "),
         (["search", "--cfgg", "job"], "unrecognized arguments: --cfgg"),
         (["search", "mask.ratoi=1"], "mask.ratoi: no such key; did you mean mask.ratio?"),
         (["-sc", "install=tcsh"], "-sc install=tcsh: write -sc install=bash|fish|zsh"),

@@ -100,6 +100,7 @@ raise KeyboardInterrupt
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_its_workers_ignore_signals() -> None:
     # While `items` lives, nobody shuts its workers down before multiprocessing waits for them.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -86,6 +86,7 @@ def test_loader_workers_change_no_bit(
         assert_same(tmp_path / f"run{number}", finished())
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(
     search: Search, start: Start, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
 ) -> None:

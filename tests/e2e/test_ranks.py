@@ -66,6 +66,7 @@ def test_ranks_compute_the_search_of_one(
     assert_close(tmp_path / "run", finished(*EXACT, *alone))
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_stop_the_search_naming_one(start: Start, tmp_path: Path) -> None:
     (tmp_path / "apart.py").write_text(APART)
     process = start(
@@ -149,6 +150,7 @@ def test_ranks_killed_and_started_again_end_as_if_nothing_had_happened(
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all_ranks_for_requeue(start: Start, tmp_path: Path) -> None:
     process = start("trainer.max_epochs=99", TWO, "hydra.run.dir=run")
     wait_for_rows(process, tmp_path / "run", 3)
@@ -159,7 +161,8 @@ def test_a_signal_ends_all_ranks_for_requeue(start: Start, tmp_path: Path) -> No
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["state"] == "stopped"
 
 
-@pytest.mark.parametrize("dies", ["first", pytest.param("second", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["first", "second"])
 def test_no_rank_outlives_another(start: Start, tmp_path: Path, dies: str) -> None:
     process = start("trainer.max_epochs=99", TWO, "hydra.run.dir=run")
     wait_for_rows(process, tmp_path / "run", 3)

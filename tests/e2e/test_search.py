@@ -92,8 +92,8 @@ def test_debug_and_demo_presets_run(search: Search, tmp_path: Path) -> None:
         (4, []),
         (6, []),
         (7, []),
-        (4, ["trainer.precision=64-true"]),
-        (4, ["trainer.precision=bf16-mixed"]),
+        pytest.param(4, ["trainer.precision=64-true"], marks=pytest.mark.slow),
+        pytest.param(4, ["trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
         (7, ["trainer.precision=16-mixed"]),  # with another scale than it began with
         (4, ["search.second_order=true", "trainer.accumulate=2"]),
     ],
@@ -462,4 +462,6 @@ def test_a_loss_that_is_not_finite_fails_and_leaves_no_result(
     assert "Traceback" not in out.out + out.err
     # The very first step is bad: nothing of it may look like a result.
     left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert left <= {"config.json", "run.lock", "train.log", "metrics.csv"}
+    assert left <= {"config.json", "run.lock", "train.log", "metrics.csv", "summary.json"}
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (record["state"], record["reason"]) == ("failed", line)

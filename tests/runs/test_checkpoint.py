@@ -59,7 +59,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("how", ["kill", "full"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_write_that_fails_midway_leaves_the_old_checkpoint(tmp_path: Path, how: str) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(good(), path)

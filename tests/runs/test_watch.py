@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 WATCH = """
 import subprocess, sys, time
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ time.sleep(600)  # as a collective that nobody answers
 """
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_a_dead_one_is_ended_with_the_others() -> None:
     # The pipe is closed when the second rank has ended too.
     done = subprocess.run(
