@@ -93,9 +93,10 @@ def folder_of_files(folder: Path) -> dict[str, object]:
             "anonymous_mb_at_end": training[-1] if training else None,
             "anonymous_mb_most": max(memory for _, memory in samples),
         }
-    torch_alone = "import lightning, torch, torchvision, matplotlib.figure; print(open('/proc/self/status').read())"
+    imports = "import lightning, torch, torchvision, matplotlib.figure"
+    code = f"{imports}; print(open('/proc/self/status').read())"
     status = subprocess.run(
-        [sys.executable, "-c", torch_alone], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     facts["anonymous_mb_of_imports"] = anonymous_megabytes(status.stdout)
     return facts
