@@ -19,7 +19,7 @@ from mae_nas.runs.sweeps import SweepRow, mistakes, write_table
 
 def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
     """Run every job whose result is not there yet; what to print at the end, and the exit code."""
-    points, problems = _apart(overrides), []
+    points, problems = split_values(overrides), []
     for text in chain(*points):
         key, _, value = text.lstrip("+").partition("=")
         if key == "resume" and value != "auto":
@@ -46,7 +46,7 @@ def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
     return "\n".join(lines), _code(jobs, rows)
 
 
-def _apart(overrides: Sequence[str]) -> list[list[str]]:
+def split_values(overrides: Sequence[str]) -> list[list[str]]:
     """Each override as one text for each of its values."""
     parser, points = OverridesParser.create(), []
     for text in overrides:
