@@ -55,6 +55,8 @@ SEEDS_smoke := 0
 SEEDS_small := 0,1
 SEEDS_full := 0,1,2,3,4
 SWEEP = -m hydra.launcher.parallel=$(PARALLEL) experiment=cifar10 seed=$(SEEDS_$(SCALE))
+# What a scale leaves out of a sweep, for the record of each of its jobs; $(1): RATIOS or PATCHES.
+LEFT_OUT = $(if $(filter full,$(SCALE)),,'left_out=["$(1) $($(1)_$(SCALE)) of $($(1)_full)","SEEDS $(SEEDS_$(SCALE)) of $(SEEDS_full)"]')
 
 search-cifar10: install ## the paper's search (SCALE=smoke|small|full, ARGS="more=overrides")
 	$(SEARCH) experiment=cifar10 resume=auto hydra.run.dir=runs/cifar10-$(SCALE) $(ARGS)
@@ -66,9 +68,7 @@ search-imagenet: install ## search on ImageNet (PRESET=unnas|pcdarts)
 	$(SEARCH) experiment=imagenet_$(PRESET) resume=auto hydra.run.dir=runs/imagenet-$(PRESET)-$(SCALE) $(ARGS)
 
 sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both decoders (PARALLEL=jobs at once)
-	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)
-	@echo "$(SCALE): ratios $(RATIOS_$(SCALE)) of $(RATIOS_full); seeds $(SEEDS_$(SCALE)) of $(SEEDS_full)"
+	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim $(call LEFT_OUT,RATIOS) hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)
 
 sweep-patch-size: install ## searches on CIFAR-10 over the patch size
-	$(SEARCH) $(SWEEP) mask.patch_size=$(PATCHES_$(SCALE)) hydra.sweep.dir=runs/sweeps/patch-size-$(SCALE) $(ARGS)
-	@echo "$(SCALE): patch sizes $(PATCHES_$(SCALE)) of $(PATCHES_full); seeds $(SEEDS_$(SCALE)) of $(SEEDS_full)"
+	$(SEARCH) $(SWEEP) mask.patch_size=$(PATCHES_$(SCALE)) $(call LEFT_OUT,PATCHES) hydra.sweep.dir=runs/sweeps/patch-size-$(SCALE) $(ARGS)

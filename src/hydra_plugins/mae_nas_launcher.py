@@ -1,9 +1,11 @@
-"""Hydra's door to our launcher: it accepts plug-ins of this package only."""
+"""Hydra's doors to our sweeps: it accepts plug-ins of this package only."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -42,7 +44,7 @@ class MaeNasLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        configs = [self.loader.load_sweep_config(self.config, list(job)) for job in job_overrides]
+        configs = [self._composed(job) for job in job_overrides]
         jobs = plan_jobs(self.config, configs, job_overrides, initial_job_idx)
         returns = []
         for job in run_jobs(jobs, self.settings):
@@ -50,3 +52,17 @@ class MaeNasLauncher(Launcher):
             returned.return_value = job
             returns.append(returned)
         return returns
+
+    def _composed(self, overrides: Sequence[str]) -> DictConfig | None:
+        """None for a point that cannot be; its job will say why."""
+        try:
+            return self.loader.load_sweep_config(self.config, list(overrides))
+        except HydraException:
+            return None
+
+
+class MaeNasSweeper(BasicSweeper):
+    """Hydra's own, but a point that cannot be composed does not refuse the others."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Nothing: each job judges itself."""

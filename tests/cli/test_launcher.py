@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mae_nas.cli.codes import REQUEUE
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launcher import LauncherSettings, Task, last_words, run_jobs
 
@@ -62,7 +64,7 @@ def test_a_signal_ends_the_running_jobs_and_starts_no_other(
 
     threading.Thread(target=interrupt).start()
     ended = run_jobs(planned, LauncherSettings(2, "process", {}))
-    assert [job.code for job in ended] == [-signal.SIGTERM, -signal.SIGTERM, None, None]
+    assert [job.code for job in ended] == [REQUEUE, REQUEUE, None, None]
     assert not (tmp_path / "2").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -70,13 +72,15 @@ def test_a_signal_ends_the_running_jobs_and_starts_no_other(
 def test_jobs_at_once_share_the_gpus_and_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    say = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_RUN_GROUP")
+    say = f"import os; print(*(os.environ[name] for name in {names}))"
     planned = jobs(monkeypatch, tmp_path, f"{say}; raise SystemExit(1)", 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     ended = run_jobs(planned, LauncherSettings(2, "process", {}))
-    assert {job.reason for job in ended} == {"5 3", "7 3"}
+    assert {job.reason for job in ended} == {f"{gpu} 3 {tmp_path.name}" for gpu in "57"}
 
 
 @pytest.mark.parametrize(
@@ -92,8 +96,9 @@ def test_settings_that_cannot_be_are_refused(parallel: int, executor: str, messa
         LauncherSettings(parallel, executor, {})  # type: ignore[arg-type]
 
 
-def test_all_jobs_are_handed_to_a_cluster_and_one_at_a_time_run_here() -> None:
-    settings = LauncherSettings("auto", "process", {})
-    assert settings.at_once(8) == 1
-    object.__setattr__(settings, "executor", "slurm")  # a computer without sbatch refuses it
-    assert settings.at_once(8) == 8
+def test_all_jobs_are_handed_to_a_cluster_and_one_at_a_time_run_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/sbatch")
+    assert LauncherSettings("auto", "process", {}).at_once(8) == 1
+    assert LauncherSettings("auto", "slurm", {}).at_once(8) == 8

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from mae_nas.cli.main import main
+from mae_nas.cli.sweep import judge_names, split_values
 
 
 @pytest.mark.parametrize(
@@ -11,8 +12,8 @@ from mae_nas.cli.main import main
         (
             ["mask.ratoi=0.1,0.2", "decoder=simmim,foo"],
             [
-                "decoder=foo: no such option (custom, hierarchical, simmim, unet)",
                 "mask.ratoi: no such key; did you mean mask.ratio?",
+                "decoder=foo: no such option (custom, hierarchical, simmim, unet)",
             ],
         ),
         (
@@ -62,3 +63,16 @@ def test_only_m_starts_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
         "mae-nas: seed=0,1: several values are a sweep, mae-nas search -m …; "
         "a list is written seed=[a,b], text with commas 'seed=\"a,b\"'\n"
     )
+
+
+def test_a_value_that_some_points_take_is_left_to_the_others_jobs() -> None:
+    grid = split_values(["decoder=unet,hierarchical", "space=s0,s1", "decoder.upsample=nearest,x"])
+    with pytest.raises(ValueError, match=r"^decoder\.upsample: no such key") as refused:
+        judge_names(grid, None)  # no point with unet can be
+    assert len(str(refused.value).splitlines()) == 1
+    assert judge_names(split_values(["decoder=unet,hierarchical", "seed=0,1"]), None) == frozenset()
+
+
+def test_keys_that_only_a_class_knows_are_added() -> None:
+    mine = ["decoder=custom", "decoder._target_=mine.Mine", "decoder.size=1,2"]
+    assert judge_names(split_values(mine), None) == {"decoder.size"}

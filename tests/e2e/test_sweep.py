@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,19 +62,34 @@ def test_a_grid_runs_once_and_failures_leave_the_rest_alone(
 ) -> None:
     grid = [*DEMO, *GRID, f"trainer.devices={devices}", "trainer.accelerator=cpu"]
     folder = tmp_path / "runs" / "sweeps" / "demo"
+    in_the_way = folder / "decoder=simmim,mask.ratio=0.2,seed=1" / "mine.txt"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    (folder / "decoder=simmim,mask.ratio=0.6,seed=0").touch()
     code, output = ended(sweep(*grid))
-    assert code == 0, output
-    assert starts(output) == 8
-    assert {"sweep.csv", "sweep.png", "sweep.svg"} <= {path.name for path in folder.iterdir()}
-    first = table(folder)
-    assert [row["overrides"] for row in first] == [
+    assert code == 1, output
+    rows = table(folder)
+    assert [row["overrides"] for row in rows] == [
         f"mask.ratio={r} decoder={d} seed={s}"
         for r in ("0.2", "0.6")
         for d in ("hierarchical", "simmim")
         for s in "01"
     ]
+    failed = {number: row["reason"] for number, row in enumerate(rows) if row["reason"]}
+    assert statuses(folder).count("finished") == 6
+    assert [rows[number]["status"] for number in failed] == ["failed", "failed"]
+    assert list(failed) == [3, 6]
+    assert "is not empty (mine.txt, …) and not a run" in failed[3]
+    assert "is a file; hydra.run.dir names a folder" in failed[6]
+
+    in_the_way.unlink()
+    (folder / "decoder=simmim,mask.ratio=0.6,seed=0").unlink()
+    code, output = ended(sweep(*grid))
+    assert (code, starts(output)) == (0, 2), output
+    assert {"sweep.csv", "sweep.png", "sweep.svg"} <= {path.name for path in folder.iterdir()}
+    first = table(folder)
     for row in first:
-        run = folder / row["overrides"].replace(" ", ",")
+        run = folder / ",".join(sorted(row["overrides"].split()))
         summary = json.loads((run / "summary.json").read_text())
         assert row["loss"] == str(summary["final"]["held_out_loss"])
         assert row["skips_normal"] == str(summary["skip_counts"]["normal"])
@@ -82,10 +98,7 @@ def test_a_grid_runs_once_and_failures_leave_the_rest_alone(
     code, output = ended(sweep(*grid))
     assert (code, starts(output), table(folder)) == (0, 0, first)  # nothing is computed again
 
-    removed = folder / "mask.ratio=0.6,decoder=simmim,seed=1"
-    for file in sorted(removed.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    removed.rmdir()
+    shutil.rmtree(folder / "decoder=simmim,mask.ratio=0.6,seed=1")
     code, output = ended(sweep(*grid))
     assert (code, starts(output)) == (0, 1)
     again = table(folder)
@@ -93,25 +106,34 @@ def test_a_grid_runs_once_and_failures_leave_the_rest_alone(
     assert again[7]["loss"] == first[7]["loss"]
 
 
-def test_failed_jobs_are_told_with_their_reasons(sweep: Sweep, tmp_path: Path) -> None:
-    folder = tmp_path / "sweep"
-    (folder / "mask.ratio=0.6,seed=1").mkdir(parents=True)
-    (folder / "mask.ratio=0.6,seed=1" / "mine.txt").touch()
-    lr = "search.weight_optimizer.lr=0.025,1e30"
-    code, output = ended(
-        sweep(*DEMO, "mask.ratio=0.2,0.6", "seed=0,1", f"hydra.sweep.dir={folder}")
-    )
+def test_another_configuration_in_the_same_folder_is_no_result(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    base = [*DEMO, "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}", "hydra.launcher.parallel=2"]
+    assert ended(sweep(*base))[0] == 0
+    code, output = ended(sweep(*base, "mask.ratio=0.3"))
     assert code == 1, output
-    assert statuses(folder) == ["finished", "finished", "finished", "failed"]
-    assert table(folder)[3]["reason"].endswith(
-        "is not empty (mine.txt, …) and not a run; choose another hydra.run.dir"
-    )
-    code, output = ended(sweep(*DEMO, lr, f"hydra.sweep.dir={folder}-lr"))
+    for row in table(tmp_path / "s"):
+        assert (row["status"], row["loss"]) == ("failed", "")
+        assert "mask.ratio: the run has 0.5, this command line 0.3" in row["reason"]
+
+
+def test_experiments_can_be_swept_over(sweep: Sweep, tmp_path: Path) -> None:
+    code, output = ended(sweep("experiment=demo,null_arm", "trainer.max_steps=2", "data=digits"))
+    assert code == 0, output
+    (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+    assert len(table(folder)) == 2
+
+
+def test_a_loss_that_is_not_finite_is_a_failed_job(sweep: Sweep, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    lr = "search.weight_optimizer.lr=0.025,1e30"
+    code, _ = ended(sweep(*DEMO, lr, f"hydra.sweep.dir={folder}"))
     assert code == 1
-    good, bad = table(Path(f"{folder}-lr"))
+    good, bad = table(folder)
     assert (good["status"], bad["status"], bad["loss"]) == ("finished", "failed", "")
     assert bad["reason"].startswith("the loss or its gradient became NaN or infinite at step")
-    (failed,) = [run for run in find_runs(Path(f"{folder}-lr")) if run.state == "failed"]
+    (failed,) = [run for run in find_runs(folder) if run.state == "failed"]
     assert failed.reason == bad["reason"]
 
 

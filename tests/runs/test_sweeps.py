@@ -61,3 +61,9 @@ def test_one_axis_gives_curves_and_two_give_maps(tmp_path: Path) -> None:
     assert "impossible" in grid
     assert grid.count("<!-- ± 0 -->") == 6  # three cells in each of two maps
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {"sweep.png", "sweep.svg"}
+
+
+def test_only_what_came_to_its_end_is_in_the_picture(tmp_path: Path) -> None:
+    rows = [row(r="1"), row(r="2"), row("stopped", 99.0, r="1"), row("failed", 99.0, r="2")]
+    plot_sweep(rows, tmp_path)
+    assert "<!-- 100 -->" not in (tmp_path / "sweep.svg").read_text()

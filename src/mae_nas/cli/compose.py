@@ -33,7 +33,6 @@ class Composed:
         config: resolved.
         run_dir: where the run goes.
         run_dir_given: whether the user chose it (else it is dated).
-        sweep_dir: where the jobs of a sweep go.
         touched: keys and groups that the overrides set; "" stands for everything.
         targets: classes that the overrides name (`X._target_=...`).
         added: keys that the overrides add, to be known to a class alone.
@@ -42,7 +41,6 @@ class Composed:
     config: dict[str, Any]
     run_dir: Path
     run_dir_given: bool
-    sweep_dir: Path
     touched: tuple[str, ...]
     targets: frozenset[str]
     added: frozenset[str]
@@ -77,12 +75,13 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
         keys = [override.key_or_group for override in judged.accepted]
         named = [o for o in judged.accepted if _names_class(o)]
         config = {str(key): _plain(tree[key]) for key in tree if key != "hydra"}
-        config["left_out"] = _left_out(raw, judged.texts, library)
+        given = config["left_out"]
+        told = given if isinstance(given, list) else [given]
+        config["left_out"] = [*told, *_left_out(raw, judged.texts, library)]
         return Composed(
             config=config,
             run_dir=Path(tree.hydra.run.dir),
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
-            sweep_dir=Path(tree.hydra.sweep.dir),
             touched=tuple("" if key in OPTIONAL else key for key in keys),
             targets=frozenset(str(override.value()) for override in named),
             added=frozenset(t[2:].partition("=")[0] for t in judged.texts if t.startswith("++")),

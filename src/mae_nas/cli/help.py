@@ -48,7 +48,7 @@ _KEYS = {
     RUN_DIR: "the run folder",
     "hydra.sweep.dir": "the folder of a sweep (-m)",
     "hydra.launcher.parallel": "jobs of a sweep at once",
-    "hydra.launcher.executor": "process | slurm | local",
+    "hydra.launcher.executor": "process (here) | slurm | local (submitit, here)",
 }
 
 _USAGE = """\

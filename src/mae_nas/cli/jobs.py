@@ -55,15 +55,15 @@ class Job:
 
 def plan_jobs(
     sweep: DictConfig,
-    configs: Sequence[DictConfig],
+    configs: Sequence[DictConfig | None],
     job_overrides: Sequence[Sequence[str]],
     first: int,
 ) -> list[Job]:
-    """A job for every point.
+    """A job for every point; of equal ones, the first.
 
     Args:
         sweep: the sweep's configuration, Hydra's node included.
-        configs: of the jobs.
+        configs: of the jobs; None for a point that cannot be composed.
         job_overrides: of the jobs.
         first: number of the first.
     """
@@ -73,22 +73,24 @@ def plan_jobs(
     texts = [*(f"{key}={value}" for key, value in params.items()), *sweep.hydra.overrides.task]
     parsed = OverridesParser.create().parse_overrides(texts)
     axes = list(dict.fromkeys(o.key_or_group for o in parsed if o.is_sweep_override()))
-    jobs = []
-    for number, (config, overrides) in enumerate(zip(configs, job_overrides, strict=True), first):
+    jobs: dict[Path, Job] = {}
+    for config, overrides in zip(configs, job_overrides, strict=True):
         pairs = (override.lstrip("+").partition("=") for override in overrides)
         values = {key: value for key, _, value in pairs}
         point = {axis: values[axis] for axis in axes}
-        trainer = [OmegaConf.select(config, f"trainer.{key}") for key in ("devices", "num_nodes")]
-        devices, nodes = (count if isinstance(count, int) else 1 for count in trainer)
-        on_gpus = OmegaConf.select(config, "trainer.accelerator") != "cpu"
+        trainer = OmegaConf.select(config, "trainer") if config is not None else {}
+        counts = [trainer.get(key, 1) for key in ("devices", "num_nodes")]
+        devices, nodes = (count if isinstance(count, int) else 1 for count in counts)
+        on_gpus = trainer.get("accelerator") != "cpu"
         path, arguments = folder / folder_name(point), (*shared, *overrides)
-        jobs.append(Job(number, path, arguments, point, devices, on_gpus, nodes))
-    return jobs
+        job = Job(first + len(jobs), path, arguments, point, devices, on_gpus, nodes)
+        jobs.setdefault(path, job)
+    return list(jobs.values())
 
 
 def folder_name(point: Mapping[str, str]) -> str:
-    """Name of a job's folder: the values of the axes, so that the same point is always found."""
-    text = ",".join(f"{key}={value}" for key, value in point.items()) or "job"
+    """Name of a job's folder: the values of the axes in whatever order they were given."""
+    text = ",".join(f"{key}={value}" for key, value in sorted(point.items())) or "job"
     name = re.sub(r"[^\w.,=+-]", "_", text)[:_LONGEST_NAME]
     # What was replaced or cut off tells points apart too.
     return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

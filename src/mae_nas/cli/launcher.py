@@ -11,20 +11,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from mae_nas.checks import Checked
-from mae_nas.cli.codes import FAILED
+from mae_nas.cli.codes import FAILED, stopped_by
 from mae_nas.cli.jobs import Job
+from mae_nas.runs.folder import RunFolder
 from mae_nas.stopping import SIGNALS
 
 if TYPE_CHECKING:
+    import submitit
     from submitit.helpers import DelayedSubmission
 
 # Of whoever started the sweep: a job that inherited them would take itself for a rank of it.
@@ -32,6 +35,7 @@ _FOREIGN = re.compile(
     r"((LOCAL|GLOBAL|GROUP|NODE)_)?RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+|MAE_NAS_DECIDED"
 )
 _POLL_SECONDS = 0.5
+_REQUEUES = 10_000  # of a job that runs out of time
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Task:
     label: str  # before each line of its output
     nodes: int = 1
     process: subprocess.Popen[str] | None = None
+    asked: int = 0  # the signal that it was to be stopped with
 
     def __call__(self) -> tuple[int, str]:
         """Run it, pass its output on, and return its exit code and last words."""
@@ -84,13 +89,14 @@ class Task:
             errors="replace",
             start_new_session=True,  # it hears of a signal from us alone, once
         ) as self.process:
-            assert self.process.stdout is not None
-            lines = deque(maxlen=50)
+            if self.asked:  # before there was a process
+                self.stop(self.asked)
+            lines: deque[str] = deque(maxlen=50)
+            # A thread, or nobody would read while a signal's handler waits for the end.
+            reader = threading.Thread(target=self._pass_on, args=(self.process.stdout, lines))
+            reader.start()
             try:
-                for line in self.process.stdout:
-                    sys.stdout.write(f"{self.label}{line}")
-                    sys.stdout.flush()
-                    lines.append(line.strip())
+                reader.join()
             except BaseException:
                 self.stop()
                 raise
@@ -99,8 +105,15 @@ class Task:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Ask it to write a checkpoint and end; asked twice, it ends at once."""
+        self.asked = number
         if self.process is not None:
             self.process.send_signal(number)
+
+    def _pass_on(self, output: Iterable[str], lines: deque[str]) -> None:
+        for line in output:
+            sys.stdout.write(f"{self.label}{line}")
+            sys.stdout.flush()
+            lines.append(line.strip())
 
     def checkpoint(self) -> "DelayedSubmission":
         """Submitit's hook before a requeue: the same command goes on from its checkpoint."""
@@ -109,7 +122,7 @@ class Task:
         if self.process is not None:
             self.stop()
             self.process.wait()
-        return DelayedSubmission(replace(self, process=None))
+        return DelayedSubmission(replace(self, process=None, asked=0))
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not _FOREIGN.fullmatch(k)}
@@ -172,13 +185,18 @@ class _Runner:
             sys.stdout.write(f"{label}{words or job.folder.name}\n")
             sys.stdout.flush()
             code, reason = self._execute(task, job)
+            if self.received and code is not None and code < 0:  # too young to end in order
+                code = stopped_by(self.received)
             return replace(job, code=code, reason=reason if code else "")
         finally:
             self.slots.put(slot)
 
     def _execute(self, task: Task, job: Job) -> tuple[int | None, str]:
         if self.settings.executor != "process":
-            return self._submit(task, job)
+            try:
+                return self._submit(task, job)
+            except Exception as error:  # noqa: BLE001 - of this job; the others go on
+                return FAILED, (str(error).strip() or type(error).__name__).splitlines()[0]
         self.running.add(task)
         try:
             return task()
@@ -186,30 +204,32 @@ class _Runner:
             self.running.discard(task)
 
     def _submit(self, task: Task, job: Job) -> tuple[int | None, str]:
-        import submitit
-        from submitit.core.utils import FailedJobError, UncompletedJobError
-
-        logs, slurm = job.folder.parent / "submitit", self.settings.slurm
-        given = {key: value for key, value in slurm.items() if value is not None}
-        gpus = job.devices if job.on_gpus else 0
-        if self.settings.executor == "slurm":
-            executor = submitit.SlurmExecutor(logs)
-            given |= {"nodes": job.nodes, "ntasks_per_node": 1}
-            given |= {"gpus_per_node": gpus} if gpus else {}
-            executor.update_parameters(job_name=job.folder.name, **given)
-        else:
-            executor = submitit.LocalExecutor(logs)
-            executor.update_parameters(timeout_min=given["time"], gpus_per_node=gpus)
-        submitted = executor.submit(task)
+        while RunFolder(job.folder).is_held() and not self.received:
+            time.sleep(_POLL_SECONDS)  # by a job of an earlier sweep, which went on
+        if self.received:
+            return None, ""
+        submitted = self._executor(job).submit(task)
         sys.stdout.write(f"{task.label}job {submitted.job_id}, log {submitted.paths.stdout}\n")
         while not submitted.done():
             if self.received:
-                return None, f"job {submitted.job_id} goes on; the same command collects it"
+                return None, f"job {submitted.job_id} goes on; when it has ended, start this again"
             time.sleep(_POLL_SECONDS)
-        try:
-            return submitted.result()
-        except (UncompletedJobError, FailedJobError) as error:
-            return FAILED, str(error).strip().splitlines()[-1]
+        return submitted.results()[0]
+
+    def _executor(self, job: Job) -> "submitit.Executor":
+        import submitit
+
+        logs, slurm = job.folder.parent / "submitit", self.settings.slurm
+        given = {key: value for key, value in slurm.items() if value is not None}
+        gpus = {"gpus_per_node": job.devices} if job.on_gpus else {}
+        if self.settings.executor == "local":
+            executor = submitit.LocalExecutor(logs, max_num_timeout=_REQUEUES)
+            executor.update_parameters(timeout_min=given.get("time", 240), **gpus)
+        else:
+            executor = submitit.SlurmExecutor(logs, max_num_timeout=_REQUEUES)
+            nodes = {"nodes": job.nodes, "ntasks_per_node": 1}
+            executor.update_parameters(job_name=job.folder.name, **nodes, **gpus, **given)
+        return executor
 
     def _variables(self, job: Job, slot: int) -> dict[str, str]:
         """Each of several jobs at once has its share of the computer."""

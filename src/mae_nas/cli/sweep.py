@@ -1,7 +1,7 @@
 """`mae-nas search -m`: from overrides with several values to jobs, a table and a picture."""
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
@@ -9,41 +9,73 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mae_nas.checks import raise_all
 from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED, REQUEUE
 from mae_nas.cli.compose import RUN_DIR, compose
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.library import CONFIG, open_library
-from mae_nas.runs.listing import columns, look
+from mae_nas.runs.listing import RunState, columns, look
 from mae_nas.runs.sweeps import SweepRow, mistakes, write_table
 
 
 def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
     """Run every job whose result is not there yet; what to print at the end, and the exit code."""
-    points, problems = split_values(overrides), []
-    for text in chain(*points):
+    values, problems = split_values(overrides), []
+    for text in chain(*values):
         key, _, value = text.lstrip("+").partition("=")
         if key == "resume" and value != "auto":
             problems.append("resume: the jobs of a sweep always go on (resume=auto); leave it out")
         if key in (RUN_DIR, "hydra.sweep.subdir"):
             problems.append(f"{key}: jobs lie in hydra.sweep.dir, named by their values")
-    if problems:
-        raise ValueError("\n".join(dict.fromkeys(problems)))
-    # Every name of every axis, judged as in a single run, before the first job starts.
-    composed = compose(list(chain(*points)), config_dir)
+    raise_all(dict.fromkeys(problems))
+    added = judge_names(values, config_dir)
+    keys = [text.lstrip("+").partition("=")[0] for text in overrides]
     texts = [
-        f"++{text.lstrip('+')}" if text.lstrip("+").partition("=")[0] in composed.added else text
-        for text in overrides
+        f"++{text.lstrip('+')}" if key in added else text
+        for key, text in zip(keys, overrides, strict=True)
     ]
     jobs = _multirun(texts, config_dir)
-    rows = [_row(job) for job in jobs]
-    table = composed.sweep_dir / "sweep.csv"
-    write_table(rows, table)
-    lines = [columns([row.cells() for row in rows]), f"table    {table}"]
-    if any(row.run.loss is not None for row in rows):
+    rows, folder = [_row(job) for job in jobs], jobs[0].folder.parent
+    write_table(rows, folder / "sweep.csv")
+    lines = [columns([row.cells() for row in rows]), f"table    {folder / 'sweep.csv'}"]
+    if any(row.has_result for row in rows):
         from mae_nas.runs.sweep_plots import plot_sweep  # matplotlib, seconds
 
-        lines += [f"picture  {path}" for path in plot_sweep(rows, composed.sweep_dir)]
+        lines += [f"picture  {path}" for path in plot_sweep(rows, folder)]
     return "\n".join(lines), _code(jobs, rows)
+
+
+def judge_names(values: Sequence[Sequence[str]], config_dir: Path | None) -> frozenset[str]:
+    """Raise what is wrong with the names of a value in every point that has it, before any starts.
+
+    A point that cannot be while others with its values can is left to its job, a row of the table.
+
+    Args:
+        values: of each override.
+        config_dir: the user's own configurations.
+
+    Returns:
+        Keys that only a class knows, see `Composed`.
+    """
+    added: frozenset[str] = frozenset()
+    tried: dict[tuple[str, ...], str] = {}  # what is wrong with each point
+    problems: list[str] = []
+    for axis, choices in enumerate(values):
+        for value in choices:
+            here = [[value] if place == axis else other for place, other in enumerate(values)]
+            for point in product(*here):
+                if point not in tried:
+                    tried[point] = ""
+                    try:
+                        added |= compose(list(point), config_dir).added
+                    except ValueError as error:
+                        tried[point] = str(error)
+                if not tried[point]:
+                    break
+            else:
+                problems += tried[next(product(*here))].splitlines()
+    raise_all(dict.fromkeys(problems))
+    return added
 
 
 def split_values(overrides: Sequence[str]) -> list[list[str]]:
@@ -85,7 +117,8 @@ def _unused(_config: object) -> None:
 
 
 def _row(job: Job) -> SweepRow:
-    run = look(job.folder)
+    has_run = job.code in (DONE, COLLAPSED, REQUEUE, INTERRUPTED)  # else it may be another's
+    run = look(job.folder) if has_run else RunState(job.folder, "")
     # A refused configuration leaves no folder; where there is one, it was the folder itself.
     refused = "failed" if job.folder.exists() else "impossible"
     statuses = {DONE: run.state, COLLAPSED: run.state, CONFIGURATION: refused}

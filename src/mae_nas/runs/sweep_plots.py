@@ -90,7 +90,7 @@ def _heat_maps(
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(facets), len(PANELS), squeeze=False)
     for column, (key, (title, measure)) in enumerate(PANELS.items()):
-        limits = _limits([measure(row) for row in rows])
+        limits = _limits(_measured(rows, measure))
         for facet, panel in zip(facets, panels[:, column], strict=True):
             inside = _at(rows, facet)
             for y, x in product(range(len(values[down])), range(len(values[across]))):
@@ -138,9 +138,8 @@ def _deviation(found: Sequence[float]) -> float:
     return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
-def _limits(found: Sequence[float | None]) -> tuple[float, float]:
-    known = [value for value in found if value is not None]
-    return min(known), max(known)
+def _limits(found: Sequence[float]) -> tuple[float, float]:
+    return (min(found), max(found)) if found else (0.0, 1.0)
 
 
 def _at(rows: Sequence[SweepRow], point: Mapping[str, str]) -> list[SweepRow]:
@@ -148,7 +147,8 @@ def _at(rows: Sequence[SweepRow], point: Mapping[str, str]) -> list[SweepRow]:
 
 
 def _measured(rows: Sequence[SweepRow], measure: Measure) -> list[float]:
-    return [value for value in map(measure, rows) if value is not None]
+    found = [measure(row) for row in rows if row.has_result]
+    return [value for value in found if value is not None]
 
 
 def _places(names: Sequence[str]) -> list[float]:

@@ -30,6 +30,11 @@ class SweepRow:
     run: RunState
     reason: str = ""
 
+    @property
+    def has_result(self) -> bool:
+        """Whether the search has come to its end."""
+        return self.status in ("finished", "collapsed")
+
     def cells(self) -> dict[str, object]:
         """The table's columns."""
         run = self.run
@@ -55,7 +60,7 @@ def mistakes(rows: Sequence[SweepRow]) -> list[SweepRow]:
     A refused job is a hole (a patch as large as the image, say) where each of its values has a
     result in another one; a value that never has one is a mistake.
     """
-    good = [row.point for row in rows if row.status in ("finished", "collapsed")]
+    good = [row.point for row in rows if row.has_result]
     worked = {axis: {point[axis] for point in good} for axis in rows[0].point}
 
     def is_hole(row: SweepRow) -> bool:
