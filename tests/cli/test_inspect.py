@@ -1,6 +1,5 @@
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,24 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae_nas.cli import inspect as command
-from mae_nas.cli.compose import compose
-from mae_nas.cli.inspect import quoted
+from mae_nas.cli import preflight
 from mae_nas.cli.main import main
 from mae_nas.runs.measure import StepCost
 from mae_nas.runs.pictures import Pictures
 
 SMALL = ["supernet.width=4", "supernet.depth=3", "space=s1", "trainer.accelerator=cpu"]
-NAMES = [
-    "plain",
-    "größe 図, (old) [1] {2}=3",
-    'it\'s "quoted"',
-    "back\\slash\\",
-    'both \\"',
-    "${name} $HOME `id` $(id)",
-    "\\${name}",
-    "a: b # c; d & e | f > g * ? ! ~ % @",
-]
 COST = StepCost(
     images=8, seconds=2.0, peak_bytes=180, fixed_bytes=100, reserved_bytes=180, device_bytes=240
 )
@@ -44,7 +31,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the steps, which tests of the measuring are about."""
-    monkeypatch.setattr(command, "measure_step", lambda *_: COST)
+    monkeypatch.setattr(preflight, "measure_step", lambda *_: COST)
 
 
 @pytest.fixture
@@ -145,12 +132,6 @@ def test_the_command_works_when_pasted(
     assert config["data"]["batch_size"] == 8
 
 
-@pytest.mark.parametrize("text", NAMES)
-def test_every_name_survives_hydra_and_the_shell(text: str) -> None:
-    (word,) = shlex.split(shlex.quote(f"data.root={quoted(text)}"))
-    assert compose(["data=folder", word]).config["data"]["root"] == text
-
-
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     ("name", "groups"),
@@ -186,11 +167,10 @@ def test_frames_whose_names_say_nothing_are_pointed_out(
 @pytest.mark.usefixtures("unmeasured")
 def test_a_batch_that_memory_cannot_hold_is_cut(tmp_path: Path, look: Callable[..., dict]) -> None:
     video(tmp_path, lambda scene, frame: f"{'train' if scene else 'test'}/{scene}_{frame}.png")
-    # 100 bytes, and 10 an image: 16 images need 260 where 80 % of 240 are to be had, 8 need 180.
+    # 100 bytes, and 10 an image: 16 images need 260 where 80 % of 240 are to be had.
     facts = look(tmp_path, "data.batch_size=16")
     assert facts["command"].endswith(" trainer.accumulate=2")
-    assert facts["estimate"]["peak_bytes"] == 180
-    assert facts["estimate"]["seconds_per_step"] == 4.0
+    assert facts["estimate"]["images"] == 8
     (note,) = facts["notes"]
     assert note.startswith("test: to leave out")
 

@@ -1,16 +1,4 @@
-import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from mae_nas.cli.jobs import folder_name
-from mae_nas.cli.spelling import quoted
-
-
-@pytest.mark.parametrize(
-    "text", ["a b,c=d", "it's", "back\\", "b\\'s", "\\\\", "q\\\\'", "(ü){}[]:", "", 'a"b', "null"]
-)
-def test_hydra_reads_back_what_was_quoted(text: str) -> None:
-    override = OverridesParser.create().parse_override(f"key={quoted(text)}")
-    assert override.value() == text
 
 
 def test_a_folder_is_named_by_the_values_of_the_axes() -> None:

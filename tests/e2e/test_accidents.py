@@ -20,19 +20,23 @@ Search = Callable[..., int]
 Start = Callable[..., subprocess.Popen[str]]
 
 PLANTED = """
-import os, signal, torch
+import os, signal, time, torch
 from mae_nas.data import Synthetic
 from mae_nas.decoders import HierarchicalDecoder
 
 class Planted(HierarchicalDecoder):
-    def __init__(self, features, channels, most=99, number=0, at=-1, bad=-1, reading=False):
+    def __init__(self, features, channels, most=999, number=0, at=-1, bad=-1, reading=False,
+                 held=0, wait=0):
         super().__init__(features, channels)
         self.most, self.number, self.at, self.bad, self.reading = most, number, at, bad, reading
+        self.held, self.wait = held, wait
         self.calls = 0
 
     def branches(self, features):
         if len(features[0]) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        torch.ones(len(features[0]) * self.held // 4).sum()  # bytes an image, for a moment
+        time.sleep(self.wait)
         self.calls += self.training != self.reading
         if self.calls == self.at and self.training != self.reading:
             os.kill(os.getpid(), self.number)
@@ -119,6 +123,49 @@ def test_fit_batch_is_refused_where_the_batch_must_stay_whole(
     assert "trainer.fit_batch=false" in capsys.readouterr().err
 
 
+@pytest.fixture
+def small_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose memory is what this process takes and 240 MB beyond, of which 80 % are usable."""
+    real = os.sysconf
+    size = real("SC_PAGE_SIZE")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    now = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) << 10
+    pages = (now * 5 // 4 + (240 << 20)) // size
+    monkeypatch.setattr(os, "sysconf", lambda n: pages if n == "SC_PHYS_PAGES" else real(n))
+
+
+# 4 MB an image: of 192, sixty-four need 256 and thirty-two 128.
+HEAVY = [*FIRST, "data.images=160", "data.batch_size=64", f"decoder.held={4 << 20}"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a step is tried")
+@pytest.mark.usefixtures("small_computer")
+def test_what_should_not_fit_on_a_cpu_is_not_tried(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    assert planted(*HEAVY) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "with 64 images at a time: data.batch_size=32 or trainer.accumulate=2 (" in line
+    assert not (tmp_path / "run").exists()
+    assert planted(*HEAVY, "trainer.fit_batch=true", "trainer.max_steps=1") == 0
+    assert "trainer.accumulate=2: the batch in parts of 32 images" in capsys.readouterr().out
+    cost = json.loads((tmp_path / "run/summary.json").read_text())["preflight"]
+    assert (cost["images"], cost["is_estimate"]) == (32, False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a step is tried")
+def test_a_slow_step_is_not_tried_but_estimated(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    # Two levels of 0.1 s for 8 images: by the image, 6.4 s for 256.
+    slow = ["data.images=700", "data.batch_size=256", "decoder.wait=0.1", "trainer.max_steps=1"]
+    assert planted(*FIRST, *slow) == 0
+    assert "in all, estimated from few images\n" in capsys.readouterr().out
+    cost = json.loads((tmp_path / "run/summary.json").read_text())["preflight"]
+    assert (cost["images"], cost["is_estimate"]) == (256, True)
+    assert cost["seconds"] > 6.4
+
+
 LIMITED = """
 import resource, sys
 import mae_nas.cli.search
@@ -133,7 +180,13 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_a_computer_without_memory_is_told_in_one_line(tiny: list[str], tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY
-    large = ["data.images=700", "data.side=64", "data.batch_size=256", "supernet.width=32"]
+    large = [
+        "data.images=40",
+        "data.side=128",
+        "data.batch_size=8",
+        "supernet.stem=cifar",
+        "supernet.width=32",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "search", *tiny, *large, *FIRST, "hydra.run.dir=run"],
         cwd=tmp_path,
@@ -144,7 +197,7 @@ def test_a_computer_without_memory_is_told_in_one_line(tiny: list[str], tmp_path
     )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "out of memory with 256 images at a time: data.batch_size=" in line
+    assert "out of memory with 8 images at a time: data.batch_size=" in line
     assert not (tmp_path / "run").exists()
 
 

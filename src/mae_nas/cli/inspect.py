@@ -6,8 +6,7 @@ import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,24 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from mae_nas.cli.assemble import Run, prepare, progress
+from mae_nas.cli.assemble import prepare, progress
 from mae_nas.cli.build import build
 from mae_nas.cli.check import check
 from mae_nas.cli.compose import compose
-from mae_nas.cli.spelling import suggest
+from mae_nas.cli.preflight import fitting, in_words
+from mae_nas.cli.spelling import quoted, suggest
 from mae_nas.data import Folder, ImageStore
 from mae_nas.data.duplicates import near_duplicates
 from mae_nas.data.files import find_images
 from mae_nas.data.splits import Split, group_images, split_images
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.measure import measure_step
+from mae_nas.runs.measure import StepCost
 
 _FEW = 0.05  # of the images: fewer near duplicates than these are no reason to group by names
 # Finest first where they agree: up to the last number of a name, up to the first, by folder.
 _RULES = (r"^(.*?)[0-9]+[^0-9/]*\.[^.]*$", r"^(.*?[0-9]+)", "parent", "^([^/]*)/")
 _TESTS = ("test", "val", "valid", "validation")
 _SHOWN, _LISTED, _BAR = 5, 10, 40
-_FEW_IMAGES, _SHARE, _QUICK = 8, 0.8, 5.0  # of a first step; of the memory; seconds
 _DEPTHS = {"uint8": "8 bits", "uint16": "16 bits", "float32": "float"}
 Facts = dict[str, Any]
 
@@ -89,11 +88,14 @@ def gather(folder: Path, overrides: Sequence[str]) -> Facts:
     run = prepare(composed.config, RunFolder(composed.run_dir), console)
 
     with progress(console, "measuring a step"):
-        estimate = _estimate(run)
-    if estimate["accumulate"] > run.settings.accumulate:
-        chosen.append(f"trainer.accumulate={estimate['accumulate']}")
+        fitted = fitting(run)
+    cost, accumulate = fitted.cost, fitted.settings.accumulate
+    assert cost is not None
+    if accumulate > run.settings.accumulate:
+        chosen.append(f"trainer.accumulate={accumulate}")
         check(compose(chosen).config)
 
+    steps = run.module.epochs * run.module.steps_per_epoch
     headers, used = store.headers, run.data.describe()
     folders = Counter(name.rpartition("/")[0] for name in store.files)
     facts: Facts = {
@@ -128,21 +130,13 @@ def gather(folder: Path, overrides: Sequence[str]) -> Facts:
             "groups": int(groups.max()) + 1,
             "workers": run.data.worker_count,
             "epochs": run.module.epochs,
-            "steps": run.module.epochs * run.module.steps_per_epoch,
+            "steps": steps,
+            "accumulate": accumulate,
         },
-        "estimate": estimate,
+        "estimate": asdict(cost),
         "command": shlex.join(["mae-nas", "search", *chosen]),
     }
     return facts | {"notes": list(_notes(facts))}
-
-
-def quoted(text: str) -> str:
-    """A value in Hydra's grammar that stands for exactly this text."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return text
-    # Backslashes count only before a quote, the end's too, and before an interpolation.
-    escaped = re.sub(r'(\\*)("|\$\{|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), text)
-    return f'"{escaped}"'
 
 
 def _choose_group(
@@ -160,35 +154,6 @@ def _choose_group(
         options.append((rule, split, group_images(store.files, rule, store.digests)))
     # One in a hundred may be an error of ours; among equals, the more groups the better.
     return min(options, key=lambda o: (max(_divided(near, o[2]), len(near) // 100), -o[2].max()))
-
-
-def _estimate(run: Run) -> dict[str, float]:
-    """Of a step and of the whole search on this computer, and the parts of a batch that fit.
-
-    Measured on few images, since a kernel ends what takes too much memory without a word; both are
-    proportional to the images on a CPU. Where the whole batch fits and is quick, it is measured.
-    """
-    parts, batch = run.settings.parts, run.data.batch_size
-    few = min(_FEW_IMAGES, batch // parts) * parts
-    cost = measure_step(run.module, run.data.cut(few, 1), run.settings, 2)
-    seconds, per_image = (
-        cost.seconds * batch / few,
-        (cost.peak_bytes - cost.fixed_bytes) / cost.images,
-    )
-    room = _SHARE * cost.device_bytes - cost.fixed_bytes
-    while per_image * batch / parts > room and batch % (2 * parts) == 0:
-        parts *= 2
-    peak = cost.fixed_bytes + per_image * batch / parts
-    if few < batch and parts == run.settings.parts and seconds < _QUICK:
-        cost = measure_step(run.module, run.data, run.settings, 2)
-        seconds, peak = cost.seconds, cost.peak_bytes
-    return {
-        "seconds_per_step": seconds,
-        "seconds": seconds * run.module.epochs * run.module.steps_per_epoch,
-        "peak_bytes": peak,
-        "device_bytes": cost.device_bytes,
-        "accumulate": run.settings.accumulate * parts // run.settings.parts,
-    }
 
 
 def _divided(near: NDArray[np.int64], groups: NDArray[np.int64]) -> int:
@@ -291,11 +256,7 @@ def _page(facts: Facts) -> Iterator[str]:
         "batch", "{batch_size} images, {workers} loader processes".format(**search) + f", {where}"
     )
     yield row("length", "{epochs:,} epochs, {steps:,} steps".format(**search))
-    cost = facts["estimate"]
-    whole = timedelta(seconds=round(cost["seconds"]))
-    estimate = f"about {cost['seconds_per_step']:.3g} s per step, {whole} in all, "
-    estimate += f"{cost['peak_bytes'] / 1e9:.1f} of {cost['device_bytes'] / 1e9:.1f} GB"
-    yield row("on this computer", estimate)
+    yield row("on this computer", in_words(StepCost(**facts["estimate"]), search["steps"]))
     yield ""
     yield facts["command"]
     yield from (f"note: {note}" for note in facts["notes"])

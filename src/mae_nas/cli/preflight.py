@@ -2,16 +2,19 @@
 
 import gc
 import logging
-from collections.abc import Iterator
+import sys
 from dataclasses import replace
 from datetime import timedelta
 
 import torch
 
 from mae_nas.cli.assemble import Run
+from mae_nas.data import SearchData
 from mae_nas.runs.measure import StepCost, is_out_of_memory, measure_step
+from mae_nas.runs.trainer import device_type
 
 log = logging.getLogger("mae_nas")
+_FEW, _SHARE, _QUICK = 8, 0.8, 5.0  # images; of the memory; seconds of a step
 
 
 def preflight(run: Run, steps: int, may_fit: bool) -> Run:
@@ -25,30 +28,56 @@ def preflight(run: Run, steps: int, may_fit: bool) -> Run:
     Raises:
         ValueError: memory does not suffice.
     """
-    cost = _try(run)
-    if cost is None:
-        smaller = _smaller(run)
-        if smaller is None or not (may_fit and run.settings.fit_batch):
-            raise ValueError(out_of_memory(run, smaller and smaller.cost, is_last=smaller is None))
-        run, cost = smaller, smaller.cost
-        assert cost is not None
+    fitted = fitting(run)
+    cost = fitted.cost
+    assert cost is not None
+    if fitted.settings != run.settings:
+        if not (may_fit and run.settings.fit_batch):
+            raise ValueError(out_of_memory(run, cost))
         log.info(
             "trainer.accumulate=%d: the batch in parts of %d images, since larger ones do not fit; "
             "the same search but for BatchNorm, whose statistics are those of a part",
-            *(run.settings.accumulate, cost.images),
+            *(fitted.settings.accumulate, cost.images),
         )
-    total = timedelta(seconds=round(cost.seconds * steps))
-    said = f"{cost.seconds:.2g}", gigabytes(cost.reserved_bytes), gigabytes(cost.device_bytes)
-    log.info("about %s s per step, %s of %s, %s in all", *said, total)
-    return replace(run, cost=cost)
+    log.info("%s", in_words(cost, steps))
+    return fitted
 
 
-def out_of_memory(run: Run, fitting: StepCost | None = None, is_last: bool = False) -> str:
+def fitting(run: Run) -> Run:
+    """The run in the largest equal micro-batches of which a step fits, its cost known.
+
+    A GPU says when its memory is exhausted, so there a step is tried. On a CPU, Linux ends what
+    takes too much without a word: few images are measured first, and more are tried only if they
+    should fit in 80 % of the memory. Nor is a step tried that should be slow: it is estimated.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    accumulate, images = run.settings.accumulate, run.data.batch_size // run.settings.parts
+    is_silent = sys.platform == "linux" and device_type(run.settings.accelerator) == "cpu"
+    few = None
+    if is_silent and images > _FEW:
+        few = _try(run, run.data.cut(_FEW * run.settings.parts, accumulate))
+        few = few and replace(few, seconds=few.seconds * images / _FEW)
+    for part in (part for part in range(images, 0, -1) if images % part == 0):
+        smaller = _cut(run, accumulate * images // part)
+        cost = few.of(part) if few and part > _FEW else None
+        # Ranks share the memory; one is measured.
+        if cost and cost.peak_bytes * run.settings.devices > _SHARE * cost.device_bytes:
+            continue
+        if cost is None or cost.seconds < _QUICK:
+            cost = _try(smaller, smaller.data)
+        if cost is not None:
+            return replace(smaller, cost=cost)
+    raise ValueError(out_of_memory(run, is_last=True))
+
+
+def out_of_memory(run: Run, smaller: StepCost | None = None, is_last: bool = False) -> str:
     """One line: what did not fit, and what should.
 
     Args:
         run: as it was tried.
-        fitting: of a smaller micro-batch; None is not known, and estimated if a step was measured.
+        smaller: of a smaller micro-batch; None is not known, and estimated if a step was measured.
         is_last: whether nothing smaller fits.
     """
     images = run.data.batch_size // run.settings.parts
@@ -56,57 +85,47 @@ def out_of_memory(run: Run, fitting: StepCost | None = None, is_last: bool = Fal
     if is_last:
         return f"{said}, and with one: lower supernet.width than {run.parts.plan.width}"
     known = run.cost
-    if fitting is None and known is not None and images > 1:
-        less = next(_parts_of(images))
-        grown = (known.peak_bytes - known.fixed_bytes) * less // images
-        fitting = replace(known, images=less, reserved_bytes=known.fixed_bytes + grown)
-    if fitting is None:
+    if smaller is None and known is not None and images > 1:
+        smaller = known.of(max(part for part in range(1, images) if images % part == 0))
+    if smaller is None:
         return (
             f"{said}: lower data.batch_size than {run.data.batch_size}, raise trainer.accumulate "
             f"from {run.settings.accumulate} (the same batch in smaller parts), or lower "
             f"supernet.width than {run.parts.plan.width}"
         )
-    ways = f"data.batch_size={fitting.images * run.settings.parts}"
+    ways = f"data.batch_size={smaller.images * run.settings.parts}"
     if run.config["objective"].get("target") != "permuted":
-        accumulate = run.settings.accumulate * images // fitting.images
+        accumulate = run.settings.accumulate * images // smaller.images
         ways += f" or trainer.accumulate={accumulate} (the same batch in smaller parts)"
-    need = f"{gigabytes(fitting.reserved_bytes)} of {gigabytes(fitting.device_bytes)}"
-    return f"{said}: {ways} should fit, an estimate: {fitting.images} at a time take {need}"
+    need = f"{smaller.images} at a time take {_memory(smaller)}"
+    return f"{said}: {ways} should fit, an estimate: {need}"
 
 
-def gigabytes(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB"
+def in_words(cost: StepCost, steps: int) -> str:
+    """What a step takes, and so many."""
+    total = timedelta(seconds=round(cost.seconds * steps))
+    how = ", estimated from few images" if cost.is_estimate else ""
+    return f"about {cost.seconds:.2g} s per step, {_memory(cost)}, {total} in all{how}"
 
 
-def _smaller(run: Run) -> Run | None:
-    """The run in the largest smaller micro-batches of which a step fits, cost known."""
-    images = run.data.batch_size // run.settings.parts
-    for part in _parts_of(images):
-        accumulate = run.settings.accumulate * images // part
-        config = {**run.config, "trainer": {**run.config["trainer"], "accumulate": accumulate}}
-        smaller = replace(
-            run,
-            config=config,
-            settings=replace(run.settings, accumulate=accumulate),
-            data=run.data.cut(run.data.batch_size, accumulate),
-        )
-        cost = _try(smaller)
-        if cost is not None:
-            return replace(smaller, cost=cost)
-    return None
+def _memory(cost: StepCost) -> str:
+    return f"{cost.reserved_bytes / 1e9:.1f} GB of {cost.device_bytes / 1e9:.1f} GB"
 
 
-def _parts_of(images: int) -> Iterator[int]:
-    """Equal smaller parts, largest first."""
-    return (part for part in range(images // 2, 0, -1) if images % part == 0)
+def _cut(run: Run, accumulate: int) -> Run:
+    return replace(
+        run,
+        config={**run.config, "trainer": {**run.config["trainer"], "accumulate": accumulate}},
+        settings=replace(run.settings, accumulate=accumulate),
+        data=run.data.cut(run.data.batch_size, accumulate),
+    )
 
 
-def _try(run: Run) -> StepCost | None:
+def _try(run: Run, data: SearchData) -> StepCost | None:
     """None: memory does not suffice."""
     cost = None
     try:
-        cost = measure_step(run.module, run.data, run.settings)
+        cost = measure_step(run.module, data, run.settings)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

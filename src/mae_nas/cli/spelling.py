@@ -27,6 +27,8 @@ def suggest(word: str, names: Iterable[str]) -> str:
 
 def quoted(text: str) -> str:
     """`text` as Hydra's grammar reads it back, whatever characters it holds."""
-    # Backslashes count only before a quote.
-    text = re.sub(r"(\\*)'", r"\1\1\'", text)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+    if re.fullmatch(r"/[A-Za-z0-9_./-]+", text):
+        return text
+    # Backslashes count only before a quote, the end's too, and before an interpolation.
+    escaped = re.sub(r'(\\*)("|\$\{|$)', lambda m: m[1] * 2 + (m[2] and "\\" + m[2]), text)
+    return f'"{escaped}"'

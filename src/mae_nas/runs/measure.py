@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import lightning.pytorch as pl
 import torch
@@ -64,6 +65,7 @@ class StepCost:
         fixed_bytes: held between steps, whatever the micro-batch: weights, momentum, images.
         reserved_bytes: most that was taken from the device, fragments included.
         device_bytes: of the device, or of the computer.
+        is_estimate: from a micro-batch of another size.
     """
 
     images: int
@@ -72,6 +74,13 @@ class StepCost:
     fixed_bytes: int
     reserved_bytes: int
     device_bytes: int
+    is_estimate: bool = False
+
+    def of(self, images: int) -> Self:
+        """An estimate of the step in micro-batches of so many images, which memory grows by."""
+        grown = (self.peak_bytes - self.fixed_bytes) * images // self.images
+        held = self.fixed_bytes + grown
+        return replace(self, images=images, peak_bytes=held, reserved_bytes=held, is_estimate=True)
 
 
 def measure_step(
