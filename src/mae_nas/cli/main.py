@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _search(arguments: list[str]) -> int:
     stopper = Stopper()
     try:
-        with stopper.listening():
+        with stopper.listening(stopped_by):
             return _compose_and_search(arguments, stopper)
     except KeyboardInterrupt:
         return stopped_by(stopper.received)
