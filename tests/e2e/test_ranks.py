@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from mae_nas.genotype import read_genotype
 
@@ -132,6 +133,29 @@ def test_a_search_goes_on_with_other_ranks(
     assert search(*here, "trainer.max_steps=40") == 0
     assert end(start(*here, TWO))[0] == 0
     assert_close(tmp_path / "run", finished(*EXACT, LONG))
+
+
+@pytest.mark.slow
+def test_two_nodes_start_and_continue_a_search(
+    start: Start,
+    finished: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Two nodes on one computer; precision is left to them, as by default."""
+    exact = "trainer.sync_batchnorm=true"
+    here = [exact, "trainer.num_nodes=2", "hydra.run.dir=run", "resume=auto"]
+    for steps in (6, 12, 12):  # the third has nothing to do
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+        nodes = []
+        for rank in "01":
+            monkeypatch.setenv("NODE_RANK", rank)
+            nodes.append(start(*here, f"trainer.max_steps={steps}"))
+        assert [end(node)[0] for node in nodes] == [0, 0]
+    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name)
+    assert_close(tmp_path / "run", finished(exact), 1e-4)
 
 
 @pytest.mark.slow

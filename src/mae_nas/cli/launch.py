@@ -8,9 +8,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.resume import Decision, follow
 
 _PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 _DECIDED = "MAE_NAS_DECIDED"
@@ -28,35 +30,28 @@ def is_first(config: Mapping[str, Any]) -> bool:
     return all(os.environ.get(place, "0") == "0" for place in _PLACES)
 
 
-@dataclass(frozen=True)
-class Decided:
-    """The run that all ranks are about to compute."""
+@contextmanager
+def left(config: Mapping[str, Any], folder: Path, checkpoint: Path | None) -> Iterator[None]:
+    """Put what all ranks are about to compute where processes launched inside look.
 
-    config: Mapping[str, Any]
-    folder: Path
-    checkpoint: Path | None
-
-    @contextmanager
-    def left(self) -> Iterator[None]:
-        """Put it where processes launched inside look: the environment, which they inherit."""
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint.absolute())
-        facts = [self.config, str(self.folder.absolute()), checkpoint]
-        os.environ[_DECIDED] = json.dumps(facts)
-        try:
-            yield
-        finally:
-            del os.environ[_DECIDED]
+    That is the environment, which they inherit.
+    """
+    saved = None if checkpoint is None else str(checkpoint.absolute())
+    os.environ[_DECIDED] = json.dumps([config, str(folder.absolute()), saved])
+    try:
+        yield
+    finally:
+        del os.environ[_DECIDED]
 
 
-def decided(config: Mapping[str, Any], run_dir: Path, run_dir_given: bool) -> Decided:
+def decided(config: dict[str, Any], run_dir: Path, run_dir_given: bool) -> Decision:
     """What the first process left here; on another node, what the same command line means there."""
     if _DECIDED in os.environ:
-        config, folder, checkpoint = json.loads(os.environ[_DECIDED])
-        return Decided(config, Path(folder), None if checkpoint is None else Path(checkpoint))
+        config, folder, saved = json.loads(os.environ[_DECIDED])
+        return Decision(config, RunFolder(Path(folder)), checkpoint=saved and Path(saved))
     if not run_dir_given or config["resume"] not in (None, "auto"):
         raise ValueError(
             "several nodes need hydra.run.dir=FOLDER on a file system that they share, and "
             "resume=auto to continue"
         )
-    saved = run_dir / "checkpoints" / "last.ckpt"
-    return Decided(config, run_dir, saved if config["resume"] and saved.exists() else None)
+    return follow(config, run_dir)

@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _search(arguments: list[str]) -> int:
     stopper = Stopper()
     try:
-        with stopper.listening():
+        with stopper.listening(stopped_by):
             return _compose_and_search(arguments, stopper)
     except KeyboardInterrupt:
         return stopped_by(stopper.received)
@@ -88,15 +88,15 @@ def _compose_and_search(arguments: list[str], stopper: Stopper) -> int:
         return _say(OmegaConf.to_yaml(OmegaConf.create(composed.config)))
 
     if not launch.is_first(composed.config):
-        decided = launch.decided(composed.config, composed.run_dir, composed.run_dir_given)
-        return _follow(decided, stopper)
+        decision = launch.decided(composed.config, composed.run_dir, composed.run_dir_given)
+        return _ended(decision) if decision.ended else _follow(decision, stopper)
     from mae_nas.runs.resume import decide
 
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
     if decision.message:
         _say(decision.message)
     if decision.ended:
-        return COLLAPSED if decision.ended == "collapsed" else DONE
+        return _ended(decision)
     try:
         _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
         from mae_nas.cli.assemble import settle_precision
@@ -119,13 +119,17 @@ def _sweep(options: argparse.Namespace) -> int:
     return code
 
 
-def _follow(decided: "launch.Decided", stopper: Stopper) -> int:
-    """Search as another rank: the first process has judged everything and made the folder."""
-    from mae_nas.cli.search import run_search
-    from mae_nas.runs.folder import RunFolder
+def _ended(decision: "Decision") -> int:
+    return COLLAPSED if decision.ended == "collapsed" else DONE
 
-    folder = RunFolder(decided.folder)
-    return run_search(decided.config, [], folder, decided.checkpoint, stopper)
+
+def _follow(decision: "Decision", stopper: Stopper) -> int:
+    """Search as another rank: the first process judges everything and makes the folder."""
+    from mae_nas.cli.assemble import settle_precision
+    from mae_nas.cli.search import run_search
+
+    settle_precision(decision.config)
+    return run_search(decision.config, [], decision.folder, decision.checkpoint, stopper)
 
 
 def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:

@@ -105,7 +105,7 @@ def run_search(
                 beside = [clock, metrics, stopping, readings, rows, checkpoints, gallery, progress]
                 beside += [RankWatch()] if run.settings.ranks > 1 else []
             trainer = run.settings.make(readings.last_step, beside, folder.path)
-            with launch.Decided(run.config, folder.path, checkpoint).left():
+            with launch.left(run.config, folder.path, checkpoint):
                 code = fit(trainer, run, checkpoint, stopper)
             if code == DONE and is_first:
                 device = trainer.strategy.root_device

@@ -95,6 +95,17 @@ def decide(
     return _continue(config, folder, _stored_alike(folder, config))
 
 
+def follow(config: Config, run_dir: Path) -> Decision:
+    """What `decide` makes of the same command line on the first of several nodes.
+
+    Nothing is held, and a new run's folder may be there already: the first node may be ahead.
+    """
+    folder = RunFolder(run_dir)
+    if config["resume"] is None or not folder.is_run():
+        return Decision(config, folder)
+    return _continue(config, folder, _stored_alike(folder, config), is_ours=False)
+
+
 def config_hash(config: Mapping[str, object]) -> str:
     """BLAKE2b of all keys that may change a result, as canonical JSON: 32 hexadecimal digits."""
     text = json.dumps(_binding(config, _free(config)), sort_keys=True, separators=(",", ":"))
@@ -164,7 +175,11 @@ def _continue_path(
 
 
 def _continue(
-    config: Config, folder: RunFolder, stored: Config, checkpoint: Path | None = None
+    config: Config,
+    folder: RunFolder,
+    stored: Config,
+    checkpoint: Path | None = None,
+    is_ours: bool = True,  # to hold
 ) -> Decision:
     config = _settled(config, stored)
     ended = _ended(folder, stored, config)
@@ -175,8 +190,9 @@ def _continue(
         checkpoint = folder.checkpoint
     if checkpoint is not None and not zipfile.is_zipfile(checkpoint):
         raise ValueError(f"{checkpoint} is not a checkpoint, or was cut short")
-    folder.lock()
-    sweep(folder.path)
+    if is_ours:
+        folder.lock()
+        sweep(folder.path)
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
     message = f"continuing {folder.path} {where}"
     if find(stored, "trainer.fit_batch") is True:

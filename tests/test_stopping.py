@@ -1,0 +1,52 @@
+"""A signal ends the process wherever it stands."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+WAITING = """
+import ctypes
+import sys
+from mae_nas import stopping
+from mae_nas.cli.codes import stopped_by
+
+stopping.GRACE = 0.2
+stopper = stopping.Stopper()
+with stopper.listening(stopped_by):
+    stopper.is_patient = sys.argv[1] == "patient"
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(256)
+    lock(mutex)
+    print("waiting", flush=True)
+    lock(mutex)  # for ever, and unlike a sleep through every signal
+"""
+
+
+@pytest.mark.parametrize(
+    ("mood", "sent", "code"),
+    [
+        ("impatient", [signal.SIGTERM], 75),
+        ("impatient", [signal.SIGINT], 130),
+        ("patient", [signal.SIGUSR1, signal.SIGTERM], 75),
+    ],
+)
+def test_a_signal_ends_a_process_that_waits_outside_python(
+    mood: str, sent: list[signal.Signals], code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, mood],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    for number in sent:
+        process.send_signal(number)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert said == "stopped at once, while waiting for something else\n"
