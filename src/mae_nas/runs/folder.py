@@ -148,11 +148,11 @@ class RunFolder:
 
         Called when a run is refused after its folder was made, so that nothing is left behind.
         """
-        results = (self.genotype, self.genotypes, self.metrics, self.summary, self.checkpoint)
+        results = (self.genotype, self.genotypes, self.metrics, self.checkpoint)
         if self._made is None or any(result.exists() for result in results):
             return False
         sweep(self.path)
-        for file in (self.config, self.log, self.path / _LOCK):
+        for file in (self.config, self.log, self.summary, self.path / _LOCK):
             file.unlink(missing_ok=True)
         shutil.rmtree(self.path / "wandb", ignore_errors=True)  # of a login that was refused
         for folder in (self.checkpoint.parent, self.plots, *self._made):
