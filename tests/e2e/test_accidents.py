@@ -26,7 +26,8 @@ from mae_nas.data import Synthetic
 from mae_nas.decoders import HierarchicalDecoder
 
 class Planted(HierarchicalDecoder):
-    def __init__(self, features, channels, most=99, number=0, at=-1, bad=-1, reading=False, wrong=-1, times=1):
+    def __init__(self, features, channels, most=99, number=0, at=-1, bad=-1,
+                 reading=False, wrong=-1, times=1):
         super().__init__(features, channels)
         self.most, self.number, self.at, self.bad, self.reading = most, number, at, bad, reading
         self.calls, self.wrong, self.times = 0, wrong, times

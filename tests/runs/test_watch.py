@@ -11,7 +11,8 @@ from mae_nas.runs.watch import RankWatch
 
 ranks = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
 launcher = SimpleNamespace(procs=list(ranks))
-RankWatch(lambda line: print("recorded:", line), grace=0.5).setup(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+watch = RankWatch(lambda line: print("recorded:", line, flush=True), grace=0.5)
+watch.setup(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
 assert launcher.procs == []
 ranks[0].kill()
 time.sleep(600)  # as a collective that nobody answers
