@@ -189,13 +189,14 @@ def test_a_batch_that_memory_cannot_hold_is_cut(tmp_path: Path, look: Callable[.
         (["lone", "data.sied=8"], "data.sied: no such key; did you mean data.side?"),
         (["lone", "data.root=empty"], "data.root: it is the folder that is inspected"),
         (["lone", "empty"], "inspect takes one folder"),
+        (["lr=0.1"], "data.root: no image in {here}/lr=0.1"),
         ([""], "inspect takes one folder"),
     ],
 )
 def test_a_mistake_is_one_line(
     arguments: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("empty", "broken", "lone"):
+    for name in ("empty", "broken", "lone", "lr=0.1"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "broken" / "a.png").touch()

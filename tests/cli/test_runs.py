@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mae_nas.cli.main import main
+from mae_nas.runs.folder import RunFolder
 
 Captured = pytest.CaptureFixture[str]
 
@@ -13,7 +14,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "demo" / "one"
     run.mkdir(parents=True)
-    (run / "config.json").write_text("{}")
+    RunFolder(run).write_config({}, [])
     (run / "summary.json").write_text('{"state": "failed", "reason": "the disk is full"}')
     return tmp_path / "runs"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mae_nas.genotype import read_genotype
+from mae_nas.runs.listing import look
 
 Captured = pytest.CaptureFixture[str]
 Search = Callable[..., int]
@@ -26,10 +27,10 @@ from mae_nas.decoders import HierarchicalDecoder
 
 class Planted(HierarchicalDecoder):
     def __init__(self, features, channels, most=999, number=0, at=-1, bad=-1, reading=False,
-                 held=0, wait=0):
+                 held=0, wait=0, wrong=-1, times=1):
         super().__init__(features, channels)
         self.most, self.number, self.at, self.bad, self.reading = most, number, at, bad, reading
-        self.held, self.wait = held, wait
+        self.held, self.wait, self.wrong, self.times = held, wait, wrong, times
         self.calls = 0
 
     def branches(self, features):
@@ -39,7 +40,10 @@ class Planted(HierarchicalDecoder):
         time.sleep(self.wait)
         self.calls += self.training != self.reading
         if self.calls == self.at and self.training != self.reading:
-            os.kill(os.getpid(), self.number)
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+        if self.calls == self.wrong:
+            raise TypeError("a mistake in the code")
         factor = torch.nan if self.calls == self.bad else 1
         return [factor * branch for branch in super().branches(features)]
 
@@ -215,6 +219,47 @@ def test_a_loss_that_is_not_finite_at_some_step_names_it(
     assert json.loads((tmp_path / "run/genotype.json").read_text())["step"] == 6
 
 
+# A mistake in the code --------------------------------------------------------------------------
+
+
+def test_an_unexpected_exception_is_in_the_record_and_goes_on(
+    planted: Search, tmp_path: Path
+) -> None:
+    with pytest.raises(TypeError, match="a mistake in the code"):
+        planted("decoder.wrong=3")
+    run = look(tmp_path / "run")
+    assert (run.state, run.reason) == ("failed", "TypeError: a mistake in the code")
+
+
+# The record of an earlier process ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_and_is_killed_is_not_what_it_was(
+    search: Search, start: Start, tmp_path: Path
+) -> None:
+    assert search("trainer.max_steps=2", "hydra.run.dir=run") == 0
+    assert look(tmp_path / "run").state == "finished"
+    goes_on = ["trainer.max_steps=9999", "resume=auto"]
+    metrics = tmp_path / "run" / "metrics.csv"
+    process = start(*goes_on, "hydra.run.dir=run")
+    deadline = time.monotonic() + 120
+    while len(metrics.read_text().splitlines()) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert look(tmp_path / "run").state == "stopped"
+
+
+def test_a_run_that_is_refused_keeps_its_record(search: Search, tmp_path: Path) -> None:
+    assert search("trainer.max_steps=2", "hydra.run.dir=run") == 0
+    record = (tmp_path / "run/summary.json").read_bytes()
+    (tmp_path / "run/checkpoints/last.ckpt").write_bytes(b"cut short")
+    assert search("trainer.max_steps=4", "hydra.run.dir=run", "resume=auto") == 2
+    assert (tmp_path / "run/summary.json").read_bytes() == record
+
+
 # Signals ----------------------------------------------------------------------------------------
 
 
@@ -237,6 +282,15 @@ def test_a_signal_in_preflight_ends_at_once_and_leaves_nothing(
     assert planted(*FIRST, f"decoder.number={number:d}", "decoder.at=3") == code
     assert capsys.readouterr().err == "mae-nas: stopped at once; nothing is left of it\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_promises_no_checkpoint_that_is_not_there(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    twice = [f"decoder.number={signal.SIGINT:d}", "decoder.at=1", "decoder.times=2"]
+    assert planted(*twice) == 130
+    assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
+    assert "stopped at once\n" in capsys.readouterr().out
 
 
 def test_a_signal_while_images_are_read_ends_at_once_and_leaves_nothing(

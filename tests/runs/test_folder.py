@@ -136,6 +136,10 @@ def test_discard_takes_back_only_what_was_made_for_nothing(tmp_path: Path) -> No
     folder = RunFolder.new(tmp_path / "runs" / "x", exact=True)
     folder.write_config({}, [])
     folder.log.write_text("hello\n")
+    folder.wandb.write_text("{}")
+    folder.summary.write_text('{"state": "failed"}')
+    (folder.path / "tensorboard").mkdir()
+    (folder.path / "tensorboard" / "events").touch()
     assert folder.discard()
     assert list(tmp_path.iterdir()) == []
 

@@ -53,6 +53,13 @@ def test_what_cannot_be_read_hides_no_other_run(tmp_path: Path, text: str) -> No
     assert states == {"a": "finished", "b": "unreadable" if text == "{" else "stopped"}
 
 
+def test_another_programs_configuration_is_no_run(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"hidden_size": 768}')
+    assert [run.folder.name for run in find_runs(tmp_path)] == ["a"]
+
+
 def test_the_last_run_to_change_comes_last(tmp_path: Path) -> None:
     for name, age in (("new", 10), ("sweep/old", 1000), ("mid", 100)):
         make_run(tmp_path / name)

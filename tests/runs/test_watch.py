@@ -11,7 +11,8 @@ from mae_nas.runs.watch import RankWatch
 
 ranks = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
 launcher = SimpleNamespace(procs=list(ranks))
-RankWatch(grace=0.5).setup(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+watch = RankWatch(lambda line: print("recorded:", line, flush=True), grace=0.5)
+watch.setup(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
 assert launcher.procs == []
 ranks[0].kill()
 time.sleep(600)  # as a collective that nobody answers
@@ -32,3 +33,4 @@ def test_a_rank_that_waits_for_a_dead_one_is_ended_with_the_others() -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("another rank has ended, and with it the search: process ")
     assert done.stderr.endswith(" with -9\n")
+    assert done.stdout == f"recorded: {done.stderr}"

@@ -44,7 +44,8 @@ def inspect(arguments: Sequence[str]) -> str:
         ValueError: of arguments, or of a folder that cannot be searched, a line per mistake.
         OSError: the folder cannot be listed, or the cache cannot be written.
     """
-    pairs = [argument for argument in arguments if re.match(r"[+~\w.@/]+=", argument)]
+    shaped = [argument for argument in arguments if re.match(r"[+~\w.@/]+=", argument)]
+    pairs = [argument for argument in shaped if not Path(argument).is_dir()]
     folders = [argument for argument in arguments if argument not in pairs]
     if len(folders) != 1 or not folders[0]:
         raise ValueError("inspect takes one folder and KEY=VALUE … (see mae-nas inspect --help)")

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from mae_nas.checks import Checked
-from mae_nas.cli.codes import FAILED, stopped_by
+from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, INTERRUPTED, REQUEUE, stopped_by
 from mae_nas.cli.jobs import Job
 from mae_nas.runs.folder import RunFolder
 from mae_nas.stopping import SIGNALS
@@ -171,6 +171,10 @@ class _Runner:
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
+        sys.stdout.write(
+            "Stopping the sweep; jobs end after a last reading (again to stop at once)\n"
+        )
+        sys.stdout.flush()
         for task in tuple(self.running):
             task.stop(number)
 
@@ -187,7 +191,8 @@ class _Runner:
             code, reason = self._execute(task, job)
             if self.received and code is not None and code < 0:  # too young to end in order
                 code = stopped_by(self.received)
-            return replace(job, code=code, reason=reason if code else "")
+            is_fault = code not in (None, DONE, COLLAPSED, REQUEUE, INTERRUPTED)
+            return replace(job, code=code, reason=reason if is_fault else "")
         finally:
             self.slots.put(slot)
 

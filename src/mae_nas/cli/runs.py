@@ -32,7 +32,7 @@ def runs(arguments: list[str]) -> str:
     if len(folders) > 1:
         raise ValueError(f"{folders[1]}: runs takes one folder")
     root = folders[0] if folders else Path("runs")
-    if not root.is_dir():
+    if not root.is_dir() and folders:
         raise ValueError(f"{root} is not a folder")
     found = find_runs(root)
     if options["format"] == "json":

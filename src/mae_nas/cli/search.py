@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -103,16 +103,18 @@ def run_search(
                 rows = ReadingRows(readings, run.parts.space, run_log)
                 progress = ProgressReport(readings.last_step, clock, readings, console)
                 beside = [clock, metrics, stopping, readings, rows, checkpoints, gallery, progress]
-                beside += [RankWatch()] if run.settings.ranks > 1 else []
+                if run.settings.ranks > 1:
+                    beside.append(RankWatch(lambda line: record_failure(run, line)))
             trainer = run.settings.make(readings.last_step, beside, folder.path)
-            with launch.left(run.config, folder.path, checkpoint):
-                code = fit(trainer, run, checkpoint, stopper)
-            if code == DONE and is_first:
-                device = trainer.strategy.root_device
-                run.module.to(device)  # Lightning leaves it on the CPU
-                gallery.settle()
-                code = stop_code(stopping, readings)
-                record = finish(run, origin, readings, clock, device)
+            with recorded(run) if is_first else nullcontext():
+                with launch.left(run.config, folder.path, checkpoint):
+                    code = fit(trainer, run, checkpoint, stopper)
+                if code == DONE and is_first:
+                    device = trainer.strategy.root_device
+                    run.module.to(device)  # Lightning leaves it on the CPU
+                    gallery.settle()
+                    code = stop_code(stopping, readings)
+                    record = finish(run, origin, readings, clock, device)
         finally:
             run_log.close(record, code)
         return code
@@ -222,12 +224,10 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: Stopper
             raise
         log.error("%s", line)
         if trainer.is_global_zero:
-            with suppress(OSError):  # it may be the disk
-                facts = {"name": run.config["name"], "state": "failed", "reason": line}
-                write_json(run.folder.summary, {**facts, "config": run.config})
+            record_failure(run, line)
         return FAILED
     except SystemExit:  # Lightning's answer to a second signal
-        log.error("stopped at once; resume=auto continues from %s", run.folder.checkpoint)
+        log.error("stopped at once%s", onward(run))
         return stopped_by(stopper.received)
     return DONE
 
@@ -236,17 +236,40 @@ def told(error: RuntimeError | MemoryError | OSError, run: Run) -> str | None:
     """What went wrong in one line; None if it is a mistake in the code, which a traceback tells."""
     lines = str(error).splitlines() or [type(error).__name__]
     first, last = lines[0], lines[-1]  # of a loader process's error, the whole traceback
-    checkpoint = run.folder.checkpoint
-    onward = f"; resume=auto continues from {checkpoint}" if checkpoint.exists() else ""
     if is_out_of_memory(error):
         return out_of_memory(run)
     if first.startswith("DataLoader worker"):
-        return f"a loader process has died, perhaps for want of memory: {first}{onward}"
+        return f"a loader process has died, perhaps for want of memory: {first}{onward(run)}"
     if isinstance(error, torch.distributed.DistError) or "gloo" in first:
         what = first.partition("] ")[2].partition(". ")[0] or first  # not where in gloo's source
-        return f"another rank has ended, and with it the search: {what}{onward}"
+        return f"another rank has ended, and with it the search: {what}{onward(run)}"
     known = isinstance(error, NonFiniteLossError | RanksDifferError | OSError)
     return last if known else None
+
+
+def onward(run: Run) -> str:
+    """How a search that has ended goes on, as the end of a line; nothing if from the start."""
+    checkpoint = run.folder.checkpoint
+    return f"; resume=auto continues from {checkpoint}" if checkpoint.exists() else ""
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Until the record of this search is written, no earlier one; an exception leaves one too."""
+    run.folder.summary.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        # Of a loader process's error, the message ends with the original one.
+        record_failure(run, f"{type(error).__name__}: {error}".splitlines()[-1])
+        raise
+
+
+def record_failure(run: Run, reason: str) -> None:
+    """Write the record of a search that ended out of order, for `reason`."""
+    with suppress(OSError):  # it may be the disk
+        facts = {"name": run.config["name"], "state": "failed", "reason": reason}
+        write_json(run.folder.summary, {**facts, "config": run.config})
 
 
 def stop_code(stopping: StopOnSignal, readings: Readings) -> int:
@@ -305,7 +328,7 @@ def finish(
     log.info("%s", verdict_line(last))
     log.info("held-out loss %.4f after %d steps", last.held_out_loss, last.step)
     if not record["beats_yardsticks"]:
-        log.warning("no better than %s: nothing learned yet", yardstick_words(run))
+        log.warning("not better than both of %s: nothing learned yet", yardstick_words(run))
     log.info("genotype   %s", run.folder.genotype)
     log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
     log.info("summary    %s", run.folder.summary)

@@ -38,6 +38,8 @@ def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
     rows, folder = [_row(job) for job in jobs], jobs[0].folder.parent
     write_table(rows, folder / "sweep.csv")
     lines = [columns([row.cells() for row in rows]), f"table    {folder / 'sweep.csv'}"]
+    if None in {job.code for job in jobs}:
+        lines.append("to go on  the same command again")
     if any(row.has_result for row in rows):
         from mae_nas.runs.sweep_plots import plot_sweep  # matplotlib, seconds
 

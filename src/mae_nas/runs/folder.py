@@ -39,6 +39,7 @@ class RunFolder:
         self.metrics = path / "metrics.csv"  # losses and α statistics
         self.summary = path / "summary.json"  # the record, written when the run ends
         self.log = path / "train.log"  # what the terminal showed, with times
+        self.wandb = path / "wandb.json"  # which run of W&B this is
         self.plots = path / "plots"
         self.checkpoint = path / "checkpoints" / "last.ckpt"
         self._lock: IO[str] | None = None
@@ -148,13 +149,14 @@ class RunFolder:
 
         Called when a run is refused after its folder was made, so that nothing is left behind.
         """
-        results = (self.genotype, self.genotypes, self.metrics, self.summary, self.checkpoint)
+        results = (self.genotype, self.genotypes, self.metrics, self.checkpoint)
         if self._made is None or any(result.exists() for result in results):
             return False
         sweep(self.path)
-        for file in (self.config, self.log, self.path / _LOCK):
+        for file in (self.config, self.log, self.summary, self.wandb, self.path / _LOCK):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "wandb", ignore_errors=True)  # of a login that was refused
+        for name in ("wandb", "tensorboard"):  # of a login that was refused, or of a run that was
+            shutil.rmtree(self.path / name, ignore_errors=True)
         for folder in (self.checkpoint.parent, self.plots, *self._made):
             with contextlib.suppress(OSError):  # absent, or someone else's files are in it
                 folder.rmdir()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from mae_nas.keys import find
 from mae_nas.runs.files import read_json
-from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.folder import FORMAT, RunFolder
 
 Value = TypeVar("Value")
 
@@ -76,8 +76,19 @@ def _value(tree: object, key: str, kind: type[Value]) -> Value | None:
 
 def find_runs(root: Path) -> list[RunState]:
     """All runs in `root` and below it, the one that changed last at the end."""
-    found = [look(config.parent) for config in sorted(root.rglob("config.json"))]
+    found = [
+        look(config.parent) for config in sorted(root.rglob("config.json")) if _is_ours(config)
+    ]
     return sorted(found, key=lambda run: run.age or 0.0, reverse=True)
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether a run's configuration is in it, not another program's: its head says so."""
+    try:
+        with config.open("rb") as file:
+            return FORMAT.encode() in file.read(100)
+    except OSError:
+        return False
 
 
 def columns(rows: Sequence[Mapping[str, object]]) -> str:

@@ -138,7 +138,7 @@ class WandbSettings(LoggerSettings, Checked):
             return super().start(folder, config, step, earlier)
         import wandb
 
-        file = folder.path / "wandb.json"
+        file = folder.wandb
         known = (
             cast("dict[str, Any]", read_json(file)) if file.exists() else {"id": None, "told": 0}
         )
@@ -223,7 +223,7 @@ class WandbLog(RunLog):
                 artifact.add_file(str(self._folder.genotype))
                 self._run.log_artifact(artifact)
             self._run.finish(exit_code=code)
-            write_json(self._folder.path / "wandb.json", {"id": self._run.id, "told": self._told})
+            write_json(self._folder.wandb, {"id": self._run.id, "told": self._told})
         finally:
             wandb.teardown(code)  # at exit it would show a traceback if its process had died
         if self._run.offline:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 
@@ -20,7 +21,8 @@ class RankWatch(pl.Callback):
     process then ends where it stands. Lightning's own watch kills it before it can say anything.
     """
 
-    def __init__(self, grace: float = GRACE) -> None:
+    def __init__(self, record: Callable[[str], None], grace: float = GRACE) -> None:
+        self.record = record  # writes why the search failed
         self.grace = grace  # seconds for the search to end by itself
         self.ranks: list[subprocess.Popen[bytes]] = []
 
@@ -46,8 +48,10 @@ class RankWatch(pl.Callback):
         main.join(self.grace)
         if main.is_alive():
             codes = ", ".join(f"process {r.pid} with {r.poll()}" for r in self.ranks if r.poll())
-            log.error("another rank has ended, and with it the search: %s", codes)
+            line = f"another rank has ended, and with it the search: {codes}"
+            log.error("%s", line)
             self._kill()
+            self.record(line)
             os._exit(1)
 
     def _kill(self) -> None:
