@@ -168,12 +168,12 @@ def announce(run: Run) -> None:
         *(run.module.epochs, run.module.steps_per_epoch, run.config["trainer"]["precision"]),
     )
     if run.yardsticks:
-        log.info("loss of predictors that learn nothing: %s", yardstick_words(run))
+        log.info("loss of predictors that learn nothing: %s", yardstick_words(run.yardsticks))
 
 
-def yardstick_words(run: Run) -> str:
-    """The yardsticks as "constant 0.842, visible mean 0.714"."""
-    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in run.yardsticks.items())
+def yardstick_words(yardsticks: Mapping[str, float]) -> str:
+    """Yardsticks as "constant 0.842, visible mean 0.714"."""
+    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in yardsticks.items())
 
 
 def make_readings(run: Run) -> Readings:
@@ -328,7 +328,8 @@ def finish(
     log.info("%s", verdict_line(last))
     log.info("held-out loss %.4f after %d steps", last.held_out_loss, last.step)
     if not record["beats_yardsticks"]:
-        log.warning("not better than both of %s: nothing learned yet", yardstick_words(run))
+        missed = {k: v for k, v in run.yardsticks.items() if last.held_out_loss >= v}
+        log.warning("no better than %s: nothing learned yet", yardstick_words(missed))
     log.info("genotype   %s", run.folder.genotype)
     log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
     log.info("summary    %s", run.folder.summary)
