@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.resume import Decision, config_hash, decide, differences
+from mae_nas.runs.resume import Decision, config_hash, decide, differences, follow
 
 CONFIG: dict[str, Any] = {
     "name": "try",
@@ -170,6 +170,15 @@ def test_an_open_precision_is_the_one_that_the_run_began_with(tmp_path: Path) ->
         decision.folder.release()
     with pytest.raises(ValueError, match='the run has "32-true", this command line "bf16-mixed"'):
         given(tmp_path / "run", "auto", trainer__precision="bf16-mixed")
+
+
+def test_another_node_follows_what_the_first_one_stored(tmp_path: Path) -> None:
+    stored = run(tmp_path / "run", trainer__precision="bf16-mixed")
+    RunFolder(stored).lock()  # as the first node does
+    decision = follow(config("auto", trainer__precision="auto"), stored)
+    assert decision.config["trainer"]["precision"] == "bf16-mixed"  # type: ignore[index]
+    assert decision.checkpoint == RunFolder(stored).checkpoint
+    assert follow(config("auto"), tmp_path / "new").checkpoint is None
 
 
 def test_a_synchronised_search_may_change_its_devices(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def gather(folder: Path, overrides: Sequence[str]) -> Facts:
         chosen.append(f"trainer.accumulate={accumulate}")
         check(compose(chosen).config)
 
-    steps = run.module.epochs * run.module.steps_per_epoch
+    steps = run.last_step
     headers, used = store.headers, run.data.describe()
     folders = Counter(name.rpartition("/")[0] for name in store.files)
     facts: Facts = {
