@@ -1,8 +1,10 @@
 """What loggers were told, read back from the files that they leave."""
 
 import json
+import os
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -161,6 +163,25 @@ def check_media(run: Path, part: list[Record], last: dict[str, Any]) -> None:
     (artifact,) = [r.artifact for r in part if r.artifact.type == "genotype"]
     (entry,) = artifact.manifest.contents
     assert read_genotype(entry.local_path) == read_genotype(str(run))
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_are_a_group(tmp_path: Path, tiny: list[str]) -> None:
+    folder = tmp_path / "ratios"
+    command = [*("search", "-m", *tiny, "trainer.max_steps=2", "seed=0,1", "logger=wandb")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mae_nas", *command, f"hydra.sweep.dir={folder}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    runs = {name: begun(parts(folder / name)[0]) for name in ("seed=0", "seed=1")}
+    assert {run.run_group for run in runs.values()} == {"ratios"}
+    assert [run.display_name for run in runs.values()] == list(runs)
+    assert len({run.run_id for run in runs.values()}) == 2
 
 
 def test_wandb_is_told_the_exit_code(tmp_path: Path) -> None:
