@@ -191,8 +191,8 @@ class _Runner:
             code, reason = self._execute(task, job)
             if self.received and code is not None and code < 0:  # too young to end in order
                 code = stopped_by(self.received)
-            is_fault = code not in (None, DONE, COLLAPSED, REQUEUE, INTERRUPTED)
-            return replace(job, code=code, reason=reason if is_fault else "")
+            is_told = code not in (DONE, COLLAPSED, REQUEUE, INTERRUPTED)
+            return replace(job, code=code, reason=reason if is_told else "")
         finally:
             self.slots.put(slot)
 

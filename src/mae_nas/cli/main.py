@@ -64,23 +64,23 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _search(arguments: list[str]) -> int:
+    options = _search_options(arguments)
+    if options.multirun and not options.help:
+        return _sweep(options)  # which hands signals on to its jobs
     stopper = Stopper()
     try:
         with stopper.listening(stopped_by):
-            return _compose_and_search(arguments, stopper)
+            return _compose_and_search(options, stopper)
     except KeyboardInterrupt:
         return stopped_by(stopper.received)
 
 
-def _compose_and_search(arguments: list[str], stopper: Stopper) -> int:
+def _compose_and_search(options: argparse.Namespace, stopper: Stopper) -> int:
     from mae_nas.cli.compose import compose
     from mae_nas.cli.help import search_help
 
-    options = _search_options(arguments)
     if options.help:
         return _say(search_help())
-    if options.multirun:
-        return _sweep(options)
     composed = compose(options.overrides, options.config_dir)
     if options.cfg:
         from omegaconf import OmegaConf
