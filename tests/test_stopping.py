@@ -9,6 +9,7 @@ import pytest
 WAITING = """
 import ctypes
 import sys
+import threading
 from mae_nas import stopping
 from mae_nas.cli.codes import stopped_by
 
@@ -18,7 +19,8 @@ with stopper.listening(stopped_by):
     stopper.is_patient = sys.argv[1] == "patient"
     lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(256)
     lock(mutex)
-    print("waiting", flush=True)
+    # By a thread, when this one waits below: before, Python itself would act on the signal.
+    threading.Timer(1.0, print, ["waiting"], {"flush": True}).start()
     lock(mutex)  # for ever, and unlike a sleep through every signal
 """
 
