@@ -144,6 +144,7 @@ HEAVY = [*FIRST, "data.images=160", "data.batch_size=64", f"decoder.held={4 << 2
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a step is tried")
 @pytest.mark.usefixtures("small_computer")
+@pytest.mark.slow
 def test_what_should_not_fit_on_a_cpu_is_not_tried(
     planted: Search, tmp_path: Path, capsys: Captured
 ) -> None:
