@@ -93,8 +93,8 @@ def folder_of_files(folder: Path) -> dict[str, object]:
             "anonymous_mb_at_end": training[-1] if training else None,
             "anonymous_mb_most": max(memory for _, memory in samples),
         }
-    imports = "import lightning, torch, torchvision, matplotlib.figure"
-    code = f"{imports}; print(open('/proc/self/status').read())"
+    imports = "import lightning, sys, torch, torchvision, matplotlib.figure"
+    code = f"{imports}; sys.stdout.write(open('/proc/self/status').read())"
     status = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
@@ -54,11 +55,8 @@ class LauncherSettings(Checked):
             yield f"hydra.launcher.executor: {self.executor!r} is not one of process, slurm, local"
         if self.executor == "slurm" and not shutil.which("sbatch"):
             yield "hydra.launcher.executor=slurm: there is no sbatch here"
-        if self.executor != "process":
-            try:
-                import submitit  # noqa: F401 - an optional dependency
-            except ImportError:
-                yield f"hydra.launcher.executor={self.executor}: pip install 'mae-nas[cluster]'"
+        if self.executor in ("slurm", "local") and find_spec("submitit") is None:
+            yield f"hydra.launcher.executor={self.executor}: pip install 'mae-nas[cluster]'"
 
     def at_once(self, jobs: int) -> int:
         """How many of `jobs` run at once."""

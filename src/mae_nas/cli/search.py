@@ -30,10 +30,7 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import LoggerSettings, RunLog, start_log
 from mae_nas.runs.pictures import Pictures
 from mae_nas.runs.progress import ProgressReport
-from mae_nas.runs.records import (
-    git_state,
-    versions,
-)
+from mae_nas.runs.records import git_state, versions
 from mae_nas.runs.resume import config_hash
 from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.runs.trainer import reading_interval

@@ -55,11 +55,7 @@ class LoggerSettings:
     """What a `logger` node builds; this one adds nothing to the run folder."""
 
     def start(
-        self,
-        folder: RunFolder,  # noqa: ARG002 - for subclasses, like the others
-        config: Mapping[str, Any],  # noqa: ARG002
-        step: int,  # noqa: ARG002
-        earlier: Sequence[Row],  # noqa: ARG002
+        self, folder: RunFolder, config: Mapping[str, Any], step: int, earlier: Sequence[Row]
     ) -> RunLog:
         """The log of a run about to train; an exception refuses the run.
 
@@ -69,6 +65,7 @@ class LoggerSettings:
             step: that it goes on from; 0 for a new one.
             earlier: the rows up to there, in order.
         """
+        del folder, config, step, earlier
         return RunLog()
 
 
@@ -236,12 +233,9 @@ class TensorboardSettings(LoggerSettings):
     """TensorBoard shows the run, from the folder `tensorboard` in the run folder."""
 
     def start(
-        self,
-        folder: RunFolder,
-        config: Mapping[str, Any],
-        step: int,
-        earlier: Sequence[Row],  # noqa: ARG002 - they are in the files of earlier processes
+        self, folder: RunFolder, config: Mapping[str, Any], step: int, earlier: Sequence[Row]
     ) -> RunLog:
+        del earlier  # they are in the files of earlier processes
         from torch.utils.tensorboard import SummaryWriter
 
         # What a killed process wrote behind its checkpoint is not shown.
