@@ -69,7 +69,7 @@ def folder_of_files(folder: Path) -> dict[str, object]:
         Image.fromarray(pixels).save(place / f"{number:06}.png", compress_level=1)
     common = ["data=folder", f"data.root={folder / 'images'}", f"data.cache={folder / 'cache'}"]
     common += ["supernet.width=4", "supernet.depth=3", "data.batch_size=16", "data.held_out=64"]
-    common += ["trainer.max_epochs=1", "trainer.max_steps=300", *CPU, "efficiency.resident=false"]
+    common += ["trainer.max_epochs=1", "trainer.max_steps=100", *CPU, "efficiency.resident=false"]
     facts: dict[str, object] = {"files": FILES}
     for time_ in ("first", "second"):
         run = folder / time_
