@@ -94,7 +94,7 @@ def folder_of_files(folder: Path) -> dict[str, object]:
             "anonymous_mb_most": max(memory for _, memory in samples),
         }
     imports = "import lightning, sys, torch, torchvision, matplotlib.figure"
-    code = f"{imports}; sys.stdout.write(open('/proc/self/status').read())"
+    code = f"{imports}; sys.stdout.write(open('/proc/self/smaps_rollup').read())"
     status = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -151,7 +151,7 @@ def sample_memory(
         total = 0
         for one in (pid, *children(pid)):
             try:
-                total += anonymous_megabytes(Path(f"/proc/{one}/status").read_text())
+                total += anonymous_megabytes(Path(f"/proc/{one}/smaps_rollup").read_text())
             except (OSError, ValueError):
                 continue  # it has just ended
         if total:
@@ -168,11 +168,14 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def anonymous_megabytes(status: str) -> int:
-    """Memory of its own, mapped files apart, from the text of /proc/PID/status."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", status)
+def anonymous_megabytes(rollup: str) -> int:
+    """Memory of its own, mapped files apart, from the text of /proc/PID/smaps_rollup.
+
+    What forked processes share is divided among them.
+    """
+    found = re.search(r"Pss_Anon:\s+(\d+) kB", rollup)
     if found is None:
-        raise ValueError("no RssAnon")
+        raise ValueError("no Pss_Anon")
     return int(found[1]) // 1024
 
 
