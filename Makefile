@@ -44,6 +44,9 @@ SCALE ?= smoke
 PRESET ?= unnas
 ARGS ?=
 PARALLEL ?= 1
+ifeq ($(filter smoke small full,$(SCALE)),)
+$(error SCALE=$(SCALE): use smoke, small or full)
+endif
 SEARCH = $(BIN)/mae-nas search scale=$(SCALE)
 RATIOS_smoke := 0.2,0.8
 RATIOS_small := 0.2,0.4,0.6,0.8

@@ -23,7 +23,7 @@ def test_draw_takes_darts_text_with_commas_and_equal_signs(
         (["output=x.png"], "genotype: needed"),
         (
             ["genotpe=DARTS_V2"],
-            "genotpe=DARTS_V2: draw takes genotype=… and output=…; did you mean",
+            "'genotpe=DARTS_V2': draw takes genotype=…, output=…; did you mean genotype?",
         ),
         (["genotype=DARTS_V2", "output=x.pdf"], "output: x.pdf is neither a .png nor a .svg file"),
         (["genotype=DARTS_V3"], ""),

@@ -115,6 +115,24 @@ def test_what_is_there_is_counted_and_named(
     assert any("cat, big/3.png = cat, big/copy.png" in line for line in lines)
 
 
+@pytest.mark.usefixtures("unmeasured")
+def test_a_search_of_days_is_pointed_out(tmp_path: Path, look: Callable[..., dict]) -> None:
+    mixed_folder(tmp_path / "images")
+    assert look(tmp_path / "images")["notes"] == []
+    (note,) = look(tmp_path / "images", "trainer.max_epochs=50000")["notes"]
+    assert "trainer.max_steps=500" in note
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_name_cannot_break_a_line_of_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed_folder(tmp_path / "images")
+    (tmp_path / "images" / "two\nlines.png").touch()
+    assert main(["inspect", str(tmp_path / "images"), *SMALL]) == 0
+    assert "two\\nlines.png: empty file" in capsys.readouterr().out
+
+
 def test_the_command_works_when_pasted(
     tmp_path: Path, look: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,19 +196,20 @@ def test_a_batch_that_memory_cannot_hold_is_cut(tmp_path: Path, look: Callable[.
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nowhere"], "data.root: {here}/nowhere does not exist"),
-        (["file"], "data.root: {here}/file is a file"),
+        (["nowhere"], "nowhere is not a folder"),
+        (["file"], "file is not a folder"),
         (["empty"], "data.root: no image in {here}/empty"),
-        (["loop"], "data.root: {here}/loop cannot be listed: Too many levels of symbolic links"),
+        (["loop"], "loop is not a folder"),
         (["broken"], "data.root: no readable image in {here}/broken"),
         (["lone"], "data.group: 1 images form 1 group(s)"),
         (["lone", "format=yaml"], "format=yaml: use text or json"),
         (["lone", "data.side=0"], "data.side: 0 is not a number of pixels"),
         (["lone", "data.sied=8"], "data.sied: no such key; did you mean data.side?"),
         (["lone", "data.root=empty"], "data.root: it is the folder that is inspected"),
-        (["lone", "empty"], "inspect takes one folder"),
+        (["lone", "empty"], "empty: inspect takes one folder"),
+        (["format=json"], "inspect takes a folder (see mae-nas inspect --help)"),
         (["lr=0.1"], "data.root: no image in {here}/lr=0.1"),
-        ([""], "inspect takes one folder"),
+        ([""], "'': inspect takes a folder, format=…, KEY=VALUE"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -42,7 +42,8 @@ def test_a_folder_without_runs_says_so(runs: Path, capsys: Captured) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not a folder"),
-        (["format=xml"], "format=xml: runs takes a folder and format=text or format=json"),
+        (["format=xml"], "format=xml: use text or json"),
+        (["fromat=json"], "'fromat=json': runs takes a folder, format=…; did you mean format?"),
         (["runs", "more"], "more: runs takes one folder"),
     ],
 )

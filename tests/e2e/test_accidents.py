@@ -85,7 +85,7 @@ def test_preflight_says_what_a_search_takes_and_changes_nothing_of_it(
 def test_too_little_memory_is_one_line_that_says_what_should_fit(
     planted: Search, tmp_path: Path, capsys: Captured
 ) -> None:
-    assert planted(*FIRST, "decoder.most=2") == 2
+    assert planted(*FIRST, "decoder.most=2") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "4 images at a time: data.batch_size=2 or trainer.accumulate=2 (the same" in line
     assert "should fit, an estimate: 2 at a time take" in line
@@ -96,7 +96,7 @@ def test_too_little_memory_is_one_line_that_says_what_should_fit(
 def test_too_little_memory_for_one_image_says_so(
     planted: Search, tmp_path: Path, capsys: Captured
 ) -> None:
-    assert planted(*FIRST, "trainer.fit_batch=true", "decoder.most=0") == 2
+    assert planted(*FIRST, "trainer.fit_batch=true", "decoder.most=0") == 1
     said = "out of memory with 4 images at a time, and with one: lower supernet.width than 4"
     assert capsys.readouterr().err == f"mae-nas: {said}\n"
     assert not (tmp_path / "run").exists()
@@ -148,7 +148,7 @@ HEAVY = [*FIRST, "data.images=160", "data.batch_size=64", f"decoder.held={4 << 2
 def test_what_should_not_fit_on_a_cpu_is_not_tried(
     planted: Search, tmp_path: Path, capsys: Captured
 ) -> None:
-    assert planted(*HEAVY) == 2
+    assert planted(*HEAVY) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "with 64 images at a time: data.batch_size=32 or trainer.accumulate=2 (" in line
     assert not (tmp_path / "run").exists()
@@ -201,9 +201,18 @@ def test_a_computer_without_memory_is_told_in_one_line(tiny: list[str], tmp_path
         text=True,
         check=False,
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert "out of memory with 8 images at a time: data.batch_size=" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_while_steps_are_tried_leaves_nothing(
+    planted: Search, tmp_path: Path, capsys: Captured
+) -> None:
+    stopping = [f"decoder.number={int(signal.SIGTERM)}", "decoder.at=1"]
+    assert planted(*FIRST, *stopping) == 75
+    assert capsys.readouterr().err == "mae-nas: stopped at once; nothing is left of it\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -1,9 +1,10 @@
 """`mae-nas draw`: a picture of a genotype."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-from mae_nas.cli.spelling import suggest
+from mae_nas.cli.arguments import read_arguments
 
 _USAGE = """\
 mae-nas draw genotype=FILE|RUN|NAME|TEXT [output=PATH]
@@ -25,22 +26,17 @@ def usage() -> str:
     return _USAGE.format(names="\n  ".join(names))
 
 
-def draw(arguments: list[str]) -> list[str]:
+def draw(arguments: Sequence[str]) -> str:
     """Draw, and return a line for each file written. DARTS's text is not Hydra's grammar."""
-    options = {"output": "genotype"}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in ("genotype", "output"):
-            near = suggest(key, ["genotype", "output"])
-            raise ValueError(f"{argument}: draw takes genotype=… and output=…{near}")
-        options[key] = value
-    if not options.get("genotype"):
+    given = read_arguments("draw", arguments, {"genotype": "", "output": "genotype"}).options
+    if not given["genotype"]:
         raise ValueError("genotype: needed, e.g. mae-nas draw genotype=DARTS_V2")
-    path = Path(options["output"] or "genotype")
+    path = Path(given["output"] or "genotype")
     if path.suffix not in ("", ".png", ".svg"):
         raise ValueError(f"output: {path} is neither a .png nor a .svg file")
 
     from mae_nas.genotype import read_genotype
     from mae_nas.runs.drawing import draw_cells
 
-    return [f"drawn: {file}" for file in draw_cells(read_genotype(options["genotype"]), path)]
+    files = draw_cells(read_genotype(given["genotype"]), path)
+    return "\n".join(f"drawn: {file}" for file in files)

@@ -18,16 +18,6 @@ mae-nas: label-free architecture search by masked image reconstruction
 Tab completion: eval "$(mae-nas -sc install=bash)"
 """
 
-INSPECT = """\
-mae-nas inspect FOLDER [format=text|json] [KEY=VALUE ...]
-
-Say what a folder of images holds (files, formats, sizes, what cannot be read, duplicates, folders
-that look like classes), and what a search on it would use, as a command to paste.
-  format      text: one page | json: the same, and all names
-  KEY=VALUE   of mae-nas search, to see what they change: data.side=64 data.group=parent
-Decoded images are kept for the search, where data.cache says.
-"""
-
 _KEYS = {
     "mask.ratio": "fraction of the patches that is hidden",
     "mask.patch_size": "pixels",

@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION
+    except MemoryError as error:  # of the computer, not of what was asked
+        _complain(error)
+        return FAILED
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -144,6 +147,9 @@ def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION if folder.discard() or decision.continued else FAILED
+    except MemoryError:
+        folder.discard()
+        raise
     except KeyboardInterrupt:
         is_gone = folder.discard() and not decision.continued
         said = "nothing is left of it" if is_gone else f"resume=auto hydra.run.dir={folder.path}"
@@ -156,25 +162,25 @@ def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
 def _draw(arguments: list[str]) -> int:
     from mae_nas.cli.draw import draw, usage
 
-    if not arguments or arguments[0] in ("-h", "--help"):
-        return _say(usage())
-    return _say("\n".join(draw(arguments)))
+    return _answer(arguments, usage, draw)
 
 
 def _runs(arguments: list[str]) -> int:
-    from mae_nas.cli.runs import USAGE, runs
+    from mae_nas.cli.runs import runs, usage
 
-    return _say(USAGE if arguments[:1] in (["-h"], ["--help"]) else runs(arguments))
+    return _answer(arguments, usage, runs)
 
 
 def _inspect(arguments: list[str]) -> int:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        from mae_nas.cli.help import INSPECT
+    from mae_nas.cli.inspect import inspect, usage
 
-        return _say(INSPECT)
-    from mae_nas.cli.inspect import inspect
+    return _answer(arguments, usage, inspect)
 
-    return _say(inspect(arguments))
+
+def _answer(
+    arguments: list[str], usage: Callable[[], str], command: Callable[[list[str]], str]
+) -> int:
+    return _say(usage() if {"-h", "--help"} & set(arguments) else command(arguments))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -198,8 +204,8 @@ def _say(text: str) -> int:
     return DONE
 
 
-def _complain(error: ValueError | OSError) -> None:
-    text = str(error)
+def _complain(error: ValueError | OSError | MemoryError) -> None:
+    text = str(error) or ("out of memory" if isinstance(error, MemoryError) else "")
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     for line in text.splitlines() or [type(error).__name__]:

@@ -26,14 +26,14 @@ def preflight(run: Run, steps: int, may_fit: bool) -> Run:
         may_fit: whether `trainer.fit_batch` may choose, which a run with a checkpoint has done.
 
     Raises:
-        ValueError: memory does not suffice.
+        MemoryError: it does not suffice; in one line, with what should fit.
     """
     fitted = fitting(run)
     cost = fitted.cost
     assert cost is not None
     if fitted.settings != run.settings:
         if not (may_fit and run.settings.fit_batch):
-            raise ValueError(out_of_memory(run, cost))
+            raise MemoryError(out_of_memory(run, cost))
         log.info(
             "trainer.accumulate=%d: the batch in parts of %d images, since larger ones do not fit; "
             "the same search but for BatchNorm, whose statistics are those of a part",
@@ -51,7 +51,7 @@ def fitting(run: Run) -> Run:
     should fit in 80 % of the memory. Nor is a step tried that should be slow: it is estimated.
 
     Raises:
-        ValueError: not even one image fits.
+        MemoryError: not even one image fits.
     """
     accumulate, images = run.settings.accumulate, run.data.batch_size // run.settings.parts
     is_silent = sys.platform == "linux" and device_type(run.settings.accelerator) == "cpu"
@@ -69,7 +69,7 @@ def fitting(run: Run) -> Run:
             cost = _try(smaller, smaller.data)
         if cost is not None:
             return replace(smaller, cost=cost)
-    raise ValueError(out_of_memory(run, is_last=True))
+    raise MemoryError(out_of_memory(run, is_last=True))
 
 
 def out_of_memory(run: Run, smaller: StepCost | None = None, is_last: bool = False) -> str:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from mae_nas.cli.arguments import read_arguments
 from mae_nas.runs.listing import columns, find_runs
 
-USAGE = """\
+_USAGE = """\
 mae-nas runs [FOLDER] [format=text|json]
 
 List the runs in FOLDER (default: runs) and below it, the last one to change at the end.
@@ -17,25 +19,19 @@ List the runs in FOLDER (default: runs) and below it, the last one to change at 
 """
 
 
-def runs(arguments: list[str]) -> str:
+def usage() -> str:
+    """What may be said."""
+    return _USAGE
+
+
+def runs(arguments: Sequence[str]) -> str:
     """The list, as text or JSON."""
-    options = {"format": "text"}
-    folders = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if argument in ("format=text", "format=json"):
-            options[key] = value
-        elif equals and not Path(argument).exists():
-            raise ValueError(f"{argument}: runs takes a folder and format=text or format=json")
-        else:
-            folders.append(Path(argument))
-    if len(folders) > 1:
-        raise ValueError(f"{folders[1]}: runs takes one folder")
-    root = folders[0] if folders else Path("runs")
-    if not root.is_dir() and folders:
+    given = read_arguments("runs", arguments, {"format": "text"}, folders=1)
+    root = Path(*given.folders or ["runs"])
+    if given.folders and not root.is_dir():
         raise ValueError(f"{root} is not a folder")
     found = find_runs(root)
-    if options["format"] == "json":
+    if given.options["format"] == "json":
         rows = [{**dataclasses.asdict(run), "folder": str(run.folder)} for run in found]
         return json.dumps(rows, indent=2, ensure_ascii=False)
     if not found:

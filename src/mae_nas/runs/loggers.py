@@ -238,8 +238,10 @@ class TensorboardSettings(LoggerSettings):
         del earlier  # they are in the files of earlier processes
         from torch.utils.tensorboard import SummaryWriter
 
+        place = folder.path / "tensorboard"
+        log.info("tensorboard --logdir %s", shlex.quote(str(place)))
         # What a killed process wrote behind its checkpoint is not shown.
-        writer = SummaryWriter(folder.path / "tensorboard", purge_step=step + 1)
+        writer = SummaryWriter(place, purge_step=step + 1)
         writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```", step)
         return TensorboardLog(writer)
 

@@ -1,0 +1,60 @@
+"""The arguments of commands that are not configuration alone: a folder, options, overrides."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_nas.cli.spelling import suggest
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What was given: folders in order, every option with its value, overrides as written."""
+
+    folders: tuple[str, ...]
+    options: Mapping[str, str]
+    overrides: tuple[str, ...]
+
+
+def read_arguments(
+    command: str,
+    arguments: Sequence[str],
+    options: Mapping[str, str],
+    *,
+    folders: int = 0,
+    overrides: bool = False,
+) -> Arguments:
+    """Sort the arguments of `mae-nas COMMAND`. What exists as a folder is one, `=` in it or not.
+
+    Args:
+        command: its name.
+        arguments: as given.
+        options: the default of each KEY=VALUE that is the command's own; `format` is text or json.
+        folders: most that it takes.
+        overrides: whether other KEY=VALUE are the configuration's.
+
+    Raises:
+        ValueError: of the first argument that is neither.
+    """
+    found, places, others = dict(options), [], []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in options:
+            found[key] = value
+        elif folders and argument and (not equals or Path(argument).is_dir()):
+            places.append(argument)
+        elif overrides and re.match(r"[+~\w.@/]+=|~", argument):
+            others.append(argument)
+        else:
+            takes = [f"{key}=…" for key in options]
+            takes = (["a folder"] if folders else []) + takes + (["KEY=VALUE"] if overrides else [])
+            raise ValueError(
+                f"{argument!r}: {command} takes {', '.join(takes)}{suggest(key, options)}"
+            )
+    if len(places) > folders:
+        raise ValueError(f"{places[folders]}: {command} takes one folder")
+    if found.get("format", "text") not in ("text", "json"):
+        near = suggest(found["format"], ["text", "json"])
+        raise ValueError(f"format={found['format']}: use text or json{near}")
+    return Arguments(tuple(places), found, tuple(others))
