@@ -68,10 +68,14 @@ def test_ranks_compute_the_search_of_one(
 
 
 @pytest.mark.slow
-def test_ranks_that_differ_stop_the_search_naming_one(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [1, 9])  # in the first step, and amid the only epoch
+def test_ranks_that_differ_stop_the_search_naming_one(
+    start: Start, tmp_path: Path, call: int
+) -> None:
     (tmp_path / "apart.py").write_text(APART)
     process = start(
-        *("relaxation=custom", "relaxation._target_=apart.Apart", TWO, "hydra.run.dir=run")
+        *("relaxation=custom", "relaxation._target_=apart.Apart", f"relaxation.call={call}"),
+        *(TWO, "trainer.max_epochs=1", "hydra.run.dir=run"),
     )
     code, said = end(process)
     assert code != 0
@@ -84,16 +88,21 @@ import os
 from mae_nas.relaxations import DARTS
 
 class Apart(DARTS):
-    def __init__(self, space) -> None:
+    def __init__(self, space, call: int) -> None:
         super().__init__(space)
-        if os.environ.get("LOCAL_RANK") == "1":
+        self.left = call
+
+    def mixture(self):
+        self.left -= 1
+        if self.left == 0 and os.environ.get("LOCAL_RANK") == "1":
             self.alphas["normal"].data += 1e-6
+        return super().mixture()
 """
 
 
 @pytest.mark.slow
 def test_ranks_skip_a_step_together(start: Start, tmp_path: Path) -> None:
-    """α is compared at the start of every epoch, and overflows on one rank in the third."""
+    """α is compared at every reading, here after every step, and overflows on one rank."""
     (tmp_path / "overflow.py").write_text(OVERFLOW)
     process = start(
         *("relaxation=custom", "relaxation._target_=overflow.Overflow", TWO, "hydra.run.dir=run"),

@@ -295,11 +295,11 @@ def test_first_bad_step_is_remembered_and_named(
     bad = [derive_key(SEED, purpose, step) for step in (2, 4)]
     module = fit(smooth(objective=smooth_objective(bad_keys=bad)), 6)
     with pytest.raises(NonFiniteLossError, match=r"at step 2 \(seed 41\)"):
-        module.check_finite(41)
+        module.check_state(41)
 
 
 def test_finite_losses_are_no_error(smooth: Make, fit: Make) -> None:
-    fit(smooth(), 3).check_finite(0)
+    fit(smooth(), 3).check_state(0)
 
 
 # Precision --------------------------------------------------------------------------------------

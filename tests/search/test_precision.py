@@ -83,7 +83,7 @@ def test_an_overflow_skips_only_its_own_players_step(
                 assert (unlike(old[1], new[1]) == 0) == is_skipped, (step, player)
     assert module.scaler is not None
     assert module.scaler.state_dict()["_growth_tracker"] == 1  # updated once a batch
-    module.check_finite(0)  # normal, nothing to report
+    module.check_state(0)  # normal, nothing to report
 
 
 @pytest.mark.parametrize("fused", [False, True])  # a fused optimizer unscales by itself
@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_is_bad_at_once_under_a_scaler(
     objective = smooth_objective(bad_keys=[derive_key(SEED, purpose, 2)])
     module = fit(smooth(objective=objective), 3, precision="16-mixed")
     with pytest.raises(NonFiniteLossError, match="at step 2 "):
-        module.check_finite(0)
+        module.check_state(0)
 
 
 def test_a_scale_that_has_collapsed_is_bad(smooth: Make, fit: Fit, at_end: Make) -> None:
@@ -179,7 +179,7 @@ def test_a_scale_that_has_collapsed_is_bad(smooth: Make, fit: Fit, at_end: Make)
     assert bad == [-1] * 17 + [17] * 2  # 2¹⁶ / 2¹⁷ < 1
     assert (module.global_step, len(set(rates))) == (19, 7)  # the schedule went on
     with pytest.raises(NonFiniteLossError, match="its gradient became NaN or infinite at step 17 "):
-        module.check_finite(0)
+        module.check_state(0)
 
 
 @pytest.mark.parametrize(("precision", "half"), HALVES)

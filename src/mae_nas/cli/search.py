@@ -140,7 +140,7 @@ def make_readings(run: Run) -> Readings:
     def take(earlier: Sequence[Reading]) -> Reading:
         held_out = run.data.held_out_batches()
         reading = take_reading(run.module, run.parts.space, held_out, earlier)
-        run.module.check_finite(run.config["seed"])  # a bad genotype never replaces a good one
+        run.module.check_state(run.config["seed"])  # a bad genotype never replaces a good one
         return reading
 
     return Readings(

@@ -25,7 +25,7 @@ from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
 
-FINITE_CHECK_STEPS = 50
+CHECK_STEPS = 50
 
 
 class Clock(pl.Callback):
@@ -257,8 +257,8 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         (is_due,) = ranks.maximum(time.monotonic() - self._saved >= self.seconds)
         is_due = is_due or self.readings.step == step
-        if is_due or step % FINITE_CHECK_STEPS == 0:
-            module.check_finite(self.seed)  # a bad checkpoint never replaces a good one
+        if is_due or step % CHECK_STEPS == 0:
+            module.check_state(self.seed)  # a bad checkpoint never replaces a good one
         if is_due:
             trainer.save_checkpoint(self.folder.checkpoint)
             self._saved = time.monotonic()

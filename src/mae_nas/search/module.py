@@ -148,8 +148,6 @@ class SearchModule(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Sequence[Batch]], batch_idx: int) -> None:  # noqa: ARG002
         """One alternating update: α on the architecture half, then w on the weight half."""
-        if self.global_step % self.steps_per_epoch == 0:
-            ranks.check_equal(self.alphas, "α")
         self.values = {}
         if isinstance(scale := self.loss_scale, Tensor):
             self.values["loss_scale"] = scale
@@ -299,8 +297,9 @@ class SearchModule(pl.LightningModule):
         with evaluating(self):
             return self.objective.picture(self._encoder(batch), batch)
 
-    def check_finite(self, seed: int) -> None:
-        """Raise if a loss or gradient was not finite; the only place that asks the device."""
+    def check_state(self, seed: int) -> None:
+        """Raise if ranks differ in α, or if a loss or gradient was not finite; asks the device."""
+        ranks.check_equal(self.alphas, "α")
         step = int(self.bad_step)
         if step >= 0:
             raise NonFiniteLossError(
