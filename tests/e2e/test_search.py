@@ -70,6 +70,8 @@ def test_search_ends_with_a_drawn_genotype_and_a_record(
     assert any(line.startswith("no better than constant ") for line in lines)
     log = (run / "train.log").read_text()
     assert "verdict ok at step 2" in log
+    skips = rows[-1]["skips"]["normal"]
+    assert f"  skips {skips} (chance 3.6)  " in log
     assert log[:2] == "20"  # a timestamp
 
 
@@ -364,7 +366,7 @@ def test_collapse_stops_a_run_where_asked(search: Search, tmp_path: Path, capsys
     assert summary_of(tmp_path / "b")["verdict"] == "collapsed"
     assert summary_of(tmp_path / "b")["final"]["step"] == 5
     assert (
-        "verdict collapsed at step 3: the normal cell keeps 8 skips in 8 edges"
+        "verdict collapsed at step 3: the normal cell keeps 8 skips in 8 edges (chance 4.0); of"
         in capsys.readouterr().out
     )
 

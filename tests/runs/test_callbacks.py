@@ -15,7 +15,15 @@ from mae_nas.cli import codes, search
 from mae_nas.cli.assemble import Run
 from mae_nas.objectives import Encode, Objective
 from mae_nas.runs import callbacks
-from mae_nas.runs.callbacks import Checkpoints, Clock, Gallery, Metrics, Readings, StopOnSignal
+from mae_nas.runs.callbacks import (
+    Checkpoints,
+    Clock,
+    Gallery,
+    Metrics,
+    Readings,
+    StopOnSignal,
+    verdict_line,
+)
 from mae_nas.runs.checkpoint import FORMAT, read_checkpoint
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import MetricsTable
@@ -143,7 +151,12 @@ def test_readings_come_at_the_interval_and_at_the_end(prepared: Prepared) -> Non
     assert readings.is_complete
     written = json.loads(run.folder.genotype.read_text())
     assert written["step"] == 7
-    assert Reading.from_dict(written) == readings.readings[-1]
+    last = readings.readings[-1]
+    assert Reading.from_dict(written) == last
+    assert written.pop("chance_normal") == pytest.approx(3.6, abs=0.05)  # of 8 edges in S1
+    assert Reading.from_dict(written) == replace(last, chance_normal=None)  # an older one
+    one = replace(last, skips={"normal": 1})
+    assert "keeps 1 skip in 8 edges (chance 3.6); of cells" in verdict_line(one)
 
 
 def test_a_continued_search_drops_readings_that_it_will_not_repeat(prepared: Prepared) -> None:

@@ -19,7 +19,7 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.search import Reading, SearchModule
-from mae_nas.search.reading import reading_row, relative_entropy
+from mae_nas.search.reading import chance_in_words, reading_row, relative_entropy
 from mae_nas.spaces import SearchSpace
 from mae_nas.stopping import Stopper
 
@@ -230,10 +230,11 @@ class Gallery(pl.Callback):
 def verdict_line(reading: Reading) -> str:
     """The verdict in words, skips beside what chance gives."""
     skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
+    count = "1 skip" if skips == 1 else f"{skips} skips"
     return (
-        f"verdict {reading.verdict} at step {reading.step}: the normal cell keeps {skips} skips in "
-        f"{edges} edges; of cells derived from noise, {100 * reading.chance['normal']:.1f} % keep "
-        f"{skips} or more"
+        f"verdict {reading.verdict} at step {reading.step}: the normal cell keeps {count} in "
+        f"{edges} edges{chance_in_words(reading)}; of cells derived from noise, "
+        f"{100 * reading.chance['normal']:.1f} % keep {skips} or more"
     )
 
 

@@ -12,6 +12,7 @@ from rich.table import Column
 
 from mae_nas.runs.callbacks import Clock, Readings, metrics_row
 from mae_nas.search import SearchModule
+from mae_nas.search.reading import chance_in_words
 
 log = logging.getLogger("mae_nas")
 
@@ -23,8 +24,8 @@ LINE_SECONDS = 10.0
 class ProgressReport(pl.Callback):
     """A bar with ETA on a terminal; elsewhere a plain line every ten seconds.
 
-    Both show the two losses, the skips of the normal cell at the last reading, the relative entropy
-    of α, and the share of time spent waiting for data.
+    Both show the two losses, the skips of the normal cell at the last reading beside those of
+    chance, the relative entropy of α, and the share of time spent waiting for data.
     """
 
     total: int  # steps until the search ends
@@ -67,7 +68,10 @@ class ProgressReport(pl.Callback):
 
     def _show(self, step: int, module: SearchModule) -> None:
         row = metrics_row(module)
-        skips = self.readings.readings[-1].skips["normal"] if self.readings.readings else "–"
+        skips = "–"
+        if self.readings.readings:
+            last = self.readings.readings[-1]
+            skips = f"{last.skips['normal']}{chance_in_words(last)}"
         status = (
             f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
             f"entropy {row['entropy_normal']:.4f}  waiting {100 * self.clock.waiting_share:.0f} %"

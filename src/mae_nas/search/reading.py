@@ -31,6 +31,7 @@ class Reading:
         undetermined: kinds whose α no gradient reaches (their cell is an accident of the start).
         warmed_up: whether α was being trained, so that the reading counts for the verdict.
         verdict: see `mae_nas.search.collapse.judge`.
+        chance_normal: mean skips of a normal cell derived from noise; None in older readings.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Reading:
     undetermined: list[str]
     warmed_up: bool
     verdict: Verdict
+    chance_normal: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, the genotype in its own schema."""
@@ -56,9 +58,9 @@ class Reading:
     def from_dict(fields: dict[str, object]) -> "Reading":
         """The inverse of `to_dict`."""
         names = [name for name in Reading.__dataclass_fields__ if name != "genotype"]
-        if missing := [name for name in names if name not in fields]:
+        values = {name: fields[name] for name in names if name in fields}
+        if missing := [name for name in names if name not in {"chance_normal", *values}]:
             raise ValueError(f"a reading without {', '.join(missing)} was not written by a search")
-        values = {name: fields[name] for name in names}
         return Reading(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
 
 
@@ -96,7 +98,13 @@ def take_reading(
         undetermined=undetermined_kinds(module),
         warmed_up=is_warm,
         verdict=judge(history, space),
+        chance_normal=mean_skips(space, "normal"),
     )
+
+
+def chance_in_words(reading: Reading) -> str:
+    """What stands behind a count of skips in the normal cell: by itself it says nothing."""
+    return "" if reading.chance_normal is None else f" (chance {reading.chance_normal:.1f})"
 
 
 def count_skips(genotype: Genotype, space: SearchSpace, kind: str) -> int:
