@@ -312,6 +312,19 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     raise AssertionError(f"no step {step} within two minutes")
 
 
+def test_a_search_outlives_whoever_reads_its_lines(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start("hydra.run.dir=run")
+    assert process.stdout
+    assert any("epochs of" in line for line in process.stdout)  # the last one before training
+    process.stdout.close()  # as a `tee` that dies
+    assert process.wait(timeout=120) == 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "step 12/12" in log
+    assert "summary    run/summary.json" in log
+
+
 def test_signals_end_a_run_cleanly_and_it_goes_on_bit_identically(
     search: Search,
     start: Callable[..., subprocess.Popen[str]],

@@ -1,6 +1,8 @@
 """Where messages go: plain to the terminal, with timestamps to the run's log."""
 
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +47,14 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         del record
+
+
+class Terminal(Console):
+    """Falls silent for good when whoever reads its lines has gone: no search ends for a `tee`."""
+
+    def on_broken_pipe(self) -> None:  # rich would exit
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ConsoleHandler(logging.Handler):

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
 
 from mae_nas.cli import launch
 from mae_nas.cli.assemble import Config, Run, data_hash, prepare
 from mae_nas.cli.build import build
 from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, stopped_by
-from mae_nas.cli.logs import logging_to
+from mae_nas.cli.logs import Terminal, logging_to
 from mae_nas.cli.preflight import preflight
 from mae_nas.cli.report import announce, finish, onward, record_failure, recorded, told
 from mae_nas.runs.callbacks import (
@@ -65,7 +64,7 @@ def run_search(
         ValueError: the parts do not fit each other, the data or the checkpoint.
     """
     is_first = launch.is_first(config)
-    console = Console(soft_wrap=True, quiet=not is_first)
+    console = Terminal(soft_wrap=True, quiet=not is_first)
     with logging_to(folder.log, console) if is_first else nullcontext():
         run = prepare(config, folder, console)
         identity = {"config_hash": config_hash(config), "data_hash": data_hash(run.data)}
