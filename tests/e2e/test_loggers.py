@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb.proto.wandb_internal_pb2 import Record
 
 from mae_nas.genotype import read_genotype
+from mae_nas.runs import loggers
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import WandbSettings, start_log
 from mae_nas.runs.pictures import Pictures
@@ -35,6 +36,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    loggers._obstacle.cache_clear()
     wandb.teardown()
     yield
     wandb.teardown()

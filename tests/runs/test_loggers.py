@@ -1,10 +1,13 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mae_nas.runs import loggers
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import TensorboardSettings, WandbSettings
 
@@ -31,9 +34,25 @@ def test_wandb_disabled_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_wandb_online_asks_its_server_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loggers._obstacle.cache_clear()
+    asked = []
+
+    def answer(server: str, timeout: float) -> io.BytesIO:
+        asked.append((server, timeout))
+        return io.BytesIO()
+
+    monkeypatch.setattr(loggers, "urlopen", answer)
+    monkeypatch.setattr(wandb, "login", lambda **_: True)
+    for _ in range(2):  # to be judged, and to be used
+        WandbSettings(mode="online")
+    assert len(asked) == 1
+
+
 DEAD = """
 import logging, os, signal, subprocess, sys, time
 from pathlib import Path
+from mae_nas.runs import loggers
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import WandbSettings, start_log
 

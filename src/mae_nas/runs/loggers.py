@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.error import HTTPError
@@ -125,8 +126,8 @@ class WandbSettings(LoggerSettings, Checked):
     mode: Literal["offline", "online", "disabled"] = "offline"
 
     def _problems(self) -> Iterator[str]:
-        if self.mode == "online":
-            yield from _obstacles()
+        if self.mode == "online" and (obstacle := _obstacle()):
+            yield obstacle
 
     def start(
         self, folder: RunFolder, config: Mapping[str, Any], step: int, earlier: Sequence[Row]
@@ -162,14 +163,15 @@ class WandbSettings(LoggerSettings, Checked):
         write_json(file, known)
         if not run.offline:
             log.info("wandb      %s", run.url)
-        told = WandbLog(run, folder, known["told"])
+        run_log = WandbLog(run, folder, known["told"])
         for row in earlier:
             if row["step"] > known["told"]:  # in a file that a killed process did not finish
-                told.row(row)
-        return told
+                run_log.row(row)
+        return run_log
 
 
-def _obstacles() -> Iterator[str]:
+@cache  # settings are made twice, to be judged and to be used
+def _obstacle() -> str:
     """Why nothing could be sent: asked first, since `wandb.init` waits a minute for an answer."""
     import wandb
 
@@ -177,13 +179,13 @@ def _obstacles() -> Iterator[str]:
     instead = "or use logger.mode=offline, and `wandb sync` later"
     try:
         if not wandb.login(prompt=False, verify=False):
-            yield f"mode online: no key for {server}; run `wandb login` first, {instead}"
-            return
+            return f"mode online: no key for {server}; run `wandb login` first, {instead}"
         urlopen(server, timeout=ANSWER_SECONDS).close()
     except HTTPError:
-        return  # an answer
+        pass  # an answer
     except (OSError, wandb.Error) as error:
-        yield f"mode online: {server} cannot be used ({_first_line(error)}); mend that, {instead}"
+        return f"mode online: {server} cannot be used ({_first_line(error)}); mend that, {instead}"
+    return ""
 
 
 class WandbLog(RunLog):
@@ -213,8 +215,8 @@ class WandbLog(RunLog):
         import wandb
 
         try:
-            told = ("state", "wall_seconds", "beats_yardsticks")  # beside the last of each metric
-            self._run.summary.update({name: record[name] for name in told if name in record})
+            kept = ("state", "wall_seconds", "beats_yardsticks")  # beside the last of each metric
+            self._run.summary.update({name: record[name] for name in kept if name in record})
             if self._folder.genotype.exists():
                 artifact = wandb.Artifact(f"genotype-{self._run.id}", type="genotype")
                 artifact.add_file(str(self._folder.genotype))
