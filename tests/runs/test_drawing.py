@@ -18,7 +18,7 @@ from mae_nas.runs import canvas, cell_layout, drawing, plots, reconstructions
 from mae_nas.runs.canvas import human, save, spread
 from mae_nas.runs.cell_layout import arrange
 from mae_nas.runs.drawing import draw_cells
-from mae_nas.runs.files import sweep
+from mae_nas.runs.files import remove_unfinished
 
 SKIPS = CellGenotype(
     tuple(Edge("skip_connect", s, t) for t in (2, 3, 4, 5) for s in (0, 1)), (5, 3)
@@ -95,7 +95,7 @@ class SweptMidway(Figure):
 
     def savefig(self, fname: Path, **_: object) -> None:
         fname.write_bytes(b"half a pict")
-        sweep(fname.parent.parent)
+        remove_unfinished(fname.parent.parent)
         self.left = list(fname.parent.iterdir())
         raise OSError("killed")
 

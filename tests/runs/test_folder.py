@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_nas.runs.files import append_line, read_json, sweep, write_json
+from mae_nas.runs.files import append_line, read_json, remove_unfinished, write_json
 from mae_nas.runs.folder import RunFolder
 
 HOLDER = """
@@ -65,12 +65,12 @@ def test_append_line_drops_a_line_that_a_kill_cut(tmp_path: Path) -> None:
     assert path.read_text() == "one\ntwo\nfour\n"
 
 
-def test_sweep_removes_half_written_files_only(tmp_path: Path) -> None:
+def test_removes_half_written_files_only(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     stale = [tmp_path / "a.json.tmp-12", tmp_path / "checkpoints" / "last.ckpt.tmp-3"]
     for path in [*stale, tmp_path / "a.json"]:
         path.touch()
-    sweep(tmp_path)
+    remove_unfinished(tmp_path)
     assert not any(path.exists() for path in stale)
     assert (tmp_path / "a.json").exists()
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
-from mae_nas.cli.build import build, import_target, part, told
+from mae_nas.cli.build import build, import_target, part, refusals
 from mae_nas.data import ImageSource, SearchData
 from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
@@ -204,7 +204,7 @@ class Maker:
         try:
             return attempt()
         except (ValueError, TypeError, RuntimeError) as error:
-            self.problems += told(section, error)
+            self.problems += refusals(section, error)
             self.broken.add(section)
             return None
 

@@ -61,7 +61,7 @@ def build(
         injected = {name: facts[name] for name in facts if name in wanted}
         return target(**_arguments(node), **injected)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError("\n".join(told(path, error))) from error
+        raise ValueError("\n".join(refusals(path, error))) from error
 
 
 def import_class(kind: type[Built], node: Mapping[str, object], path: str) -> type[Built]:
@@ -73,7 +73,7 @@ def import_class(kind: type[Built], node: Mapping[str, object], path: str) -> ty
     return target
 
 
-def told(path: str, error: Exception) -> list[str]:
+def refusals(path: str, error: Exception) -> list[str]:
     """What a constructor refuses, a line each; of other errors than ours, the first line."""
     lines = str(error).splitlines() or [type(error).__name__]
     return [prefixed(path, line) for line in lines[: None if isinstance(error, ValueError) else 1]]

@@ -52,7 +52,7 @@ def yardstick_words(yardsticks: Mapping[str, float]) -> str:
     return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in yardsticks.items())
 
 
-def told(error: RuntimeError | MemoryError | OSError, run: Run) -> str | None:
+def explain(error: RuntimeError | MemoryError | OSError, run: Run) -> str | None:
     """What went wrong in one line; None if it is a mistake in the code, which a traceback tells."""
     lines = str(error).splitlines() or [type(error).__name__]
     first, last = lines[0], lines[-1]  # of a loader process's error, the whole traceback

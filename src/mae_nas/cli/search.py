@@ -14,7 +14,7 @@ from mae_nas.cli.build import build
 from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, stopped_by
 from mae_nas.cli.logs import Terminal, logging_to
 from mae_nas.cli.preflight import preflight
-from mae_nas.cli.report import announce, finish, onward, record_failure, recorded, told
+from mae_nas.cli.report import announce, explain, finish, onward, record_failure, recorded
 from mae_nas.runs.callbacks import (
     Checkpoints,
     Clock,
@@ -124,7 +124,7 @@ def measured(run: Run, step: int, overrides: list[str]) -> Run:
     try:
         ready = preflight(run, run.last_step - step, may_fit=step == 0)
     except RuntimeError as error:
-        line = told(error, run)
+        line = explain(error, run)
         if line is None:
             raise
         raise ValueError(line) from error
@@ -176,7 +176,7 @@ def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: Stopper
     try:
         trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, MemoryError, OSError) as error:
-        line = told(error, run)
+        line = explain(error, run)
         if line is None:
             raise
         log.error("%s", line)

@@ -60,7 +60,7 @@ def read_json(path: Path) -> object:
         raise ValueError(f"{path}: not a JSON file, or a damaged one ({error})") from error
 
 
-def sweep(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder` and below it."""
     for path in folder.rglob("*.tmp-*"):
         with contextlib.suppress(OSError):

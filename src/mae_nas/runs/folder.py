@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from mae_nas.keys import find
-from mae_nas.runs.files import read_json, sweep, write_json
+from mae_nas.runs.files import read_json, remove_unfinished, write_json
 
 FORMAT = "mae_nas.config/1"
 _LOCK = "run.lock"
@@ -71,7 +71,7 @@ class RunFolder:
         except ValueError:
             folder.release()
             raise
-        sweep(folder.path)
+        remove_unfinished(folder.path)
         return folder
 
     def is_run(self) -> bool:
@@ -152,7 +152,7 @@ class RunFolder:
         results = (self.genotype, self.genotypes, self.metrics, self.checkpoint)
         if self._made is None or any(result.exists() for result in results):
             return False
-        sweep(self.path)
+        remove_unfinished(self.path)
         for file in (self.config, self.log, self.summary, self.wandb, self.path / _LOCK):
             file.unlink(missing_ok=True)
         for name in ("wandb", "tensorboard"):  # of a login that was refused, or of a run that was

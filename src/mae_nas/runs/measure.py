@@ -26,7 +26,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Trainable values in `module`."""
+    """Values of all parameters of `module`, trained or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from mae_nas.keys import ABSENT, find, is_inside, leaves
-from mae_nas.runs.files import read_json, sweep
+from mae_nas.runs.files import read_json, remove_unfinished
 from mae_nas.runs.folder import RunFolder
 
 ALWAYS_GIVEN = ("logger",)
@@ -192,7 +192,7 @@ def _continue(
         raise ValueError(f"{checkpoint} is not a checkpoint, or was cut short")
     if is_ours:
         folder.lock()
-        sweep(folder.path)
+        remove_unfinished(folder.path)
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
     message = f"continuing {folder.path} {where}"
     if find(stored, "trainer.fit_batch") is True:
