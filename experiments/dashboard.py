@@ -14,6 +14,8 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from mae_nas.checks import first_line
+
 SETTINGS = ("mask.ratio", "mask.patch_size")
 RESULTS = ("held_out_loss", "skips_normal", "skips_reduce")
 COLUMNS = ("verdict", *RESULTS, "chance_skips_normal", "chance_skips_reduce")
@@ -98,7 +100,7 @@ def main() -> int:
         entity = options.entity or wandb.Api(timeout=20).default_entity or ""
         sys.stdout.write(f"{dashboard(entity, options.project).save().url}\n")
     except (wandb.Error, OSError, ValueError) as error:
-        sys.stderr.write(f"dashboard: {(str(error).splitlines() or ['failed'])[0]}\n")
+        sys.stderr.write(f"dashboard: {first_line(error)}\n")
         return 1
     return 0
 

@@ -11,6 +11,11 @@ def raise_all(problems: Iterable[str]) -> None:
         raise ValueError("\n".join(lines))
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what `error` says; its name if it says nothing."""
+    return (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+
+
 class Checked(ABC):
     """Base of dataclasses that refuse values out of range when they are made."""
 

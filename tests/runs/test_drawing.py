@@ -91,7 +91,7 @@ class FullDisk(Figure):
 
 
 class SweptMidway(Figure):
-    """Stands for a killed save and the sweep at the run's next start."""
+    """Stands for a killed save and the cleaning at the run's next start."""
 
     def savefig(self, fname: Path, **_: object) -> None:
         fname.write_bytes(b"half a pict")

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mae_nas.checks import first_line
 from mae_nas.runs.files import replacing
 
 FORMAT = "mae_nas.search/1"
@@ -34,8 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replacing(target) as beside, beside.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise OSError(f"{target}: could not be written ({reason})") from error
+            raise OSError(f"{target}: could not be written ({first_line(error)})") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

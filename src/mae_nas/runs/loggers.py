@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 from PIL import Image
 
-from mae_nas.checks import Checked
+from mae_nas.checks import Checked, first_line
 from mae_nas.runs.files import read_json, write_json
 from mae_nas.runs.folder import RunFolder
 from mae_nas.search import Reading
@@ -91,7 +91,7 @@ class Guarded(RunLog):
         except Exception as error:  # noqa: BLE001 - whatever a logger may raise
             broken, self._inner = self._inner, RunLog()
             name = type(broken).__name__
-            log.warning("%s failed (%s); the run goes on without it", name, _first_line(error))
+            log.warning("%s failed (%s); the run goes on without it", name, first_line(error))
             with suppress(Exception):
                 broken.close({}, 1)
 
@@ -107,7 +107,7 @@ def start_log(
     try:
         return Guarded(settings.start(folder, config, step, earlier))
     except Exception as error:
-        raise ValueError(f"logger: {_first_line(error)}") from error
+        raise ValueError(f"logger: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _obstacle() -> str:
     except HTTPError:
         pass  # an answer
     except (OSError, wandb.Error) as error:
-        return f"mode online: {server} cannot be used ({_first_line(error)}); mend that, {instead}"
+        return f"mode online: {server} cannot be used ({first_line(error)}); mend that, {instead}"
     return ""
 
 
@@ -278,7 +278,3 @@ class TensorboardLog(RunLog):
 
 def _pictures(plots: Path) -> list[Path]:
     return sorted(plots.glob("*.png"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0].strip() or type(error).__name__
