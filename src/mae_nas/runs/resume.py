@@ -28,11 +28,8 @@ FREE = (
     "data.cache",
 )
 """Keys, with all below them, that change no result and so may change when a run continues."""
-PRECISION = "trainer.precision"
-"""A run keeps the one that it began with, where it is asked for no other than `auto`."""
 PLACES = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 """Keys that change no result either where BatchNorm is synchronised."""
-ACCUMULATE = "trainer.accumulate"
 
 Config = dict[str, object]
 
@@ -119,14 +116,11 @@ def differences(
 ) -> list[str]:
     """A line for each key that may change a result and does; `touched` limits it to those keys."""
     free = _free(stored)
-    if touched is None and find(stored, "trainer.fit_batch") is True:
-        free += (ACCUMULATE,)  # chosen by the run, and taken from it
-    old, new = _binding(stored, free), _binding(given, free)
+    old, new = _binding(stored, free), _binding(_adopt(given, stored), free)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         compared = touched is None or (key in new and _is_touched(key, touched))
-        is_open = key == PRECISION and new.get(key) == "auto"
-        if compared and not is_open and old.get(key, ABSENT) != new.get(key, ABSENT):
+        if compared and old.get(key, ABSENT) != new.get(key, ABSENT):
             pair = f"{_say(old, key)}, this command line {_say(new, key)}"
             lines.append(f"{key}: the run has {pair}")
     return lines
@@ -181,7 +175,7 @@ def _continue(
     checkpoint: Path | None = None,
     is_ours: bool = True,  # to hold
 ) -> Decision:
-    config = _settled(config, stored)
+    config = _adopt(config, stored)
     ended = _ended(folder, stored, config)
     if ended:
         message = f"{folder.path} is {ended}: nothing to do"
@@ -195,19 +189,17 @@ def _continue(
         remove_unfinished(folder.path)
     where = f"from {checkpoint}" if checkpoint else "from the start (no checkpoint yet)"
     message = f"continuing {folder.path} {where}"
-    if find(stored, "trainer.fit_batch") is True:
-        trainer = cast("Config", config["trainer"]) | {"accumulate": find(stored, ACCUMULATE)}
-        config = config | {"trainer": trainer}
     return Decision(config, folder, continued=True, checkpoint=checkpoint, message=message)
 
 
-def _settled(config: Config, stored: Config) -> Config:
-    """`config` with the run's precision where it leaves the choice open."""
-    section, _, name = PRECISION.partition(".")
-    trainer, precision = find(config, section), find(stored, PRECISION)
-    if find(config, PRECISION) != "auto" or not (isinstance(trainer, dict) and precision != ABSENT):
-        return config
-    return {**config, section: {**trainer, name: precision}}
+def _adopt(config: Mapping[str, object], stored: Mapping[str, object]) -> Config:
+    """`config` with what the run chose: a precision left open, the parts that fit its memory."""
+    asked, own = config.get("trainer"), stored.get("trainer")
+    if not (isinstance(asked, dict) and isinstance(own, dict)):
+        return dict(config)
+    chosen = ["precision"] if asked.get("precision") == "auto" else []
+    chosen += ["accumulate"] if own.get("fit_batch") is True else []
+    return {**config, "trainer": asked | {key: own[key] for key in chosen if key in own}}
 
 
 def _stored_alike(
