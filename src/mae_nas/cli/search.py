@@ -20,7 +20,6 @@ from mae_nas.runs.callbacks import (
     Clock,
     Gallery,
     Metrics,
-    ReadingRows,
     Readings,
     StopOnSignal,
 )
@@ -74,22 +73,21 @@ def run_search(
             run = measured(run, step, overrides)
             identity["config_hash"] = config_hash(run.config)
 
-        clock, stopping, readings = Clock(), StopOnSignal(stopper), make_readings(run)
         origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
-        seconds, seed = run.settings.checkpoint_seconds, config["seed"]
-        checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
         run_log, record, code = RunLog(), {}, FAILED
         if is_first:
             settings = build(LoggerSettings, config["logger"], {}, "logger")
             run_log = start_log(settings, folder, run.config, step, earlier_rows(run, step))
         try:
+            clock, stopping, readings = Clock(), StopOnSignal(stopper), make_readings(run, run_log)
+            seconds, seed = run.settings.checkpoint_seconds, config["seed"]
+            checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
             gallery = Gallery(drawing(run, run_log), readings, clock)
             beside = [clock, stopping, readings, checkpoints]
             if is_first:
                 metrics = Metrics(folder, run.settings.log_every, clock, run_log)
-                rows = ReadingRows(readings, run.parts.space, run_log)
                 progress = ProgressReport(readings.last_step, clock, readings, console)
-                beside = [clock, metrics, stopping, readings, rows, checkpoints, gallery, progress]
+                beside = [clock, metrics, stopping, readings, checkpoints, gallery, progress]
                 if run.settings.ranks > 1:
                     beside.append(RankWatch(lambda line: record_failure(run, line)))
             trainer = run.settings.make(readings.last_step, beside, folder.path)
@@ -133,13 +131,14 @@ def measured(run: Run, step: int, overrides: list[str]) -> Run:
     return ready
 
 
-def make_readings(run: Run) -> Readings:
-    """The readings of this search."""
+def make_readings(run: Run, run_log: RunLog) -> Readings:
+    """The readings of this search, whose numbers its log is given."""
 
     def take(earlier: Sequence[Reading]) -> Reading:
         held_out = run.data.held_out_batches()
         reading = take_reading(run.module, run.parts.space, held_out, earlier)
         run.module.check_state(run.config["seed"])  # a bad genotype never replaces a good one
+        run_log.row(reading_row(reading, run.parts.space))
         return reading
 
     return Readings(

@@ -19,8 +19,7 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.search import Reading, SearchModule
-from mae_nas.search.reading import chance_in_words, reading_row, relative_entropy
-from mae_nas.spaces import SearchSpace
+from mae_nas.search.reading import chance_in_words, relative_entropy
 from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
@@ -180,19 +179,6 @@ class Readings(pl.Callback):
     def restore(self) -> None:
         """Take the readings from the file."""
         self.readings = [Reading.from_dict(row) for row in self.table.rows()]
-
-
-@dataclass(eq=False)
-class ReadingRows(pl.Callback):
-    """The numbers of every reading, for the logger; runs after `Readings`."""
-
-    readings: Readings
-    space: SearchSpace
-    run_log: RunLog
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        if self.readings.step == trainer.global_step:
-            self.run_log.row(reading_row(self.readings.readings[-1], self.space))
 
 
 @dataclass(eq=False)
