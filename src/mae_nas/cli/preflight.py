@@ -69,36 +69,28 @@ def fitting(run: Run) -> Run:
             cost = _try(smaller, smaller.data)
         if cost is not None:
             return replace(smaller, cost=cost)
-    raise MemoryError(out_of_memory(run, is_last=True))
+    raise MemoryError(out_of_memory(_cut(run, accumulate * images)))
 
 
-def out_of_memory(run: Run, smaller: StepCost | None = None, is_last: bool = False) -> str:
+def out_of_memory(run: Run, smaller: StepCost | None = None) -> str:
     """One line: what did not fit, and what should.
 
     Args:
         run: as it was tried.
-        smaller: of a smaller micro-batch; None is not known, and estimated if a step was measured.
-        is_last: whether nothing smaller fits.
+        smaller: of a micro-batch that fits; by default the next smaller one may.
     """
     images = run.data.batch_size // run.settings.parts
-    said = f"out of memory with {images} images at a time"
-    if is_last:
-        return f"{said}, and with one: lower supernet.width than {run.parts.plan.width}"
-    known = run.cost
-    if smaller is None and known is not None and images > 1:
-        smaller = known.of(max(part for part in range(1, images) if images % part == 0))
-    if smaller is None:
-        return (
-            f"{said}: lower data.batch_size than {run.data.batch_size}, raise trainer.accumulate "
-            f"from {run.settings.accumulate} (the same batch in smaller parts), or lower "
-            f"supernet.width than {run.parts.plan.width}"
-        )
-    ways = f"data.batch_size={smaller.images * run.settings.parts}"
+    if images == 1:
+        width = run.parts.plan.width
+        return f"out of memory with one image at a time: lower supernet.width than {width}"
+    fewer = smaller.images if smaller else max(n for n in range(1, images) if images % n == 0)
+    known = smaller or (run.cost and run.cost.of(fewer))
+    ways = f"data.batch_size={fewer * run.settings.parts}"
     if run.config["objective"].get("target") != "permuted":
-        accumulate = run.settings.accumulate * images // smaller.images
+        accumulate = run.settings.accumulate * images // fewer
         ways += f" or trainer.accumulate={accumulate} (the same batch in smaller parts)"
-    need = f"{smaller.images} at a time take {_memory(smaller)}"
-    return f"{said}: {ways} should fit, an estimate: {need}"
+    fit = f"should fit, an estimate: {fewer} at a time take {_memory(known)}" if known else "may fit"
+    return f"out of memory with {images} images at a time: {ways} {fit}"
 
 
 def in_words(cost: StepCost, steps: int) -> str:
