@@ -89,7 +89,9 @@ def out_of_memory(run: Run, smaller: StepCost | None = None) -> str:
     if run.config["objective"].get("target") != "permuted":
         accumulate = run.settings.accumulate * images // fewer
         ways += f" or trainer.accumulate={accumulate} (the same batch in smaller parts)"
-    fit = f"should fit, an estimate: {fewer} at a time take {_memory(known)}" if known else "may fit"
+    fit = (
+        f"should fit, an estimate: {fewer} at a time take {_memory(known)}" if known else "may fit"
+    )
     return f"out of memory with {images} images at a time: {ways} {fit}"
 
 
