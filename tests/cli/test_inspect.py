@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mae_nas.cli import preflight
+from mae_nas.cli.check import check
+from mae_nas.cli.compose import compose
 from mae_nas.cli.main import main
 from mae_nas.runs.measure import StepCost
 from mae_nas.runs.pictures import Pictures
@@ -191,6 +194,28 @@ def test_a_batch_that_memory_cannot_hold_is_cut(tmp_path: Path, look: Callable[.
     assert facts["estimate"]["images"] == 8
     (note,) = facts["notes"]
     assert note.startswith("test: to leave out")
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_a_batch_that_is_proposed_can_be_shared_by_the_devices(
+    tmp_path: Path, look: Callable[..., dict]
+) -> None:
+    for i in range(30):
+        save(tmp_path / "images" / f"{i}.png", noise(i, 32, 32, 3))
+    command = look(tmp_path / "images", "trainer.devices=3", "data.batch_size=60")["command"]
+    assert command.endswith(" data.batch_size=12")  # a half has 13 or 14
+    check(compose(shlex.split(command)[2:]).config)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_nothing_is_proposed_that_a_search_would_refuse(
+    tmp_path: Path, look: Callable[..., dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(4):  # halves of two and one
+        save(tmp_path / f"{i}.png", noise(i, 32, 32, 3))
+    with pytest.raises(AssertionError):
+        look(tmp_path, "objective.target=permuted", "data.batch_size=4")
+    assert "data.batch_size of 2 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from mae_nas.cli.assemble import prepare, progress
+from mae_nas.cli.assemble import Config, Run, prepare, progress
 from mae_nas.cli.build import build
 from mae_nas.cli.check import check
-from mae_nas.cli.compose import compose
+from mae_nas.cli.compose import Composed, compose
 from mae_nas.cli.preflight import fitting, in_words
 from mae_nas.cli.spelling import quoted
 from mae_nas.data import Folder, ImageStore
 from mae_nas.data.duplicates import near_duplicates
-from mae_nas.data.files import find_images
+from mae_nas.data.files import Found, find_images
 from mae_nas.data.splits import Split, group_images, split_images
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.trainer import TrainerSettings
 
 _FEW = 0.05  # of the images: fewer near duplicates than these are no reason to group by names
 # Finest first where they agree: up to the last number of a name, up to the first, by folder.
@@ -33,53 +34,97 @@ _DEPTHS = {"uint8": "8 bits", "uint16": "16 bits", "float32": "float"}
 Facts = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A folder, as it is."""
+
+    root: Path
+    given: list[str]  # arguments of a search on it, nothing chosen
+    config: Config
+    source: Folder
+    found: Found
+    store: ImageStore
+    near: NDArray[np.int64]  # (pairs, 2), near duplicates
+
+    @property
+    def alike(self) -> int:
+        """Images that have a near duplicate."""
+        return len(np.unique(self.near))
+
+    @property
+    def has_sequences(self) -> bool:
+        return self.alike > _FEW * len(self.store)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The search that we would start."""
+
+    run: Run  # its step measured
+    arguments: list[str]
+    group: str
+    groups: NDArray[np.int64]  # of each image
+
+
 def gather(folder: Path, overrides: Sequence[str]) -> Facts:
     """All facts, in JSON's types: of the files, and of the search that the command starts."""
-    root = folder.expanduser().absolute()
+    console = Console(stderr=True)
+    seen = _look(folder.expanduser().absolute(), overrides, console)
+    facts = _describe(seen, _choose(seen, console))
+    return facts | {"notes": list(_notes(facts))}
+
+
+def _look(root: Path, overrides: Sequence[str], console: Console) -> _Seen:
     found = find_images(root)
-    chosen = ["data=folder", f"data.root={quoted(str(root))}", *overrides]
-    config = compose(chosen).config
-    check(config)
+    given = ["data=folder", f"data.root={quoted(str(root))}", *overrides]
+    config = _checked(given).config
     source = build(Folder, config["data"], {}, "data")
     if source.root != str(root):
         raise ValueError(f"data.root: it is the folder that is inspected, {root}; leave it out")
-    console = Console(stderr=True)
     with progress(console, "reading images") as on_progress:
         store = source.load(on_progress)
     with progress(console, "looking for near duplicates") as on_progress:
         near = near_duplicates(store, on_progress)
-    alike = len(np.unique(near))
-    has_sequences = alike > _FEW * len(store)
+    return _Seen(root, given, config, source, found, store, near)
 
-    rules = _RULES if has_sequences and source.group == "none" else ()
-    rule, split, groups = _choose_group(source, store, near, config["seed"], rules)
+
+def _choose(seen: _Seen, console: Console) -> _Chosen:
+    """As the search itself will: what is printed is what it uses, and the command works."""
+    source, arguments = seen.source, list(seen.given)
+    rule, split, groups = _choose_group(seen)
     if rule != source.group:
-        chosen.append(f"data.group={quoted(rule)}")
+        arguments.append(f"data.group={quoted(rule)}")
     room = min(len(split.weights), len(split.architecture))
     if source.batch_size > room:
-        chosen.append(f"data.batch_size={1 << (room.bit_length() - 1)}")
-    # As the search itself will: what is printed is what it uses, and the command is known to work.
-    composed = compose(chosen)
+        parts = build(TrainerSettings, seen.config["trainer"], {}, "trainer").parts
+        each = max(1, room // parts)
+        arguments.append(f"data.batch_size={parts << (each.bit_length() - 1)}")
+    composed = _checked(arguments)
     run = prepare(composed.config, RunFolder(composed.run_dir), console)
-
     with progress(console, "measuring a step"):
         fitted = fitting(run)
-    cost, accumulate = fitted.cost, fitted.settings.accumulate
-    assert cost is not None
-    if accumulate > run.settings.accumulate:
-        chosen.append(f"trainer.accumulate={accumulate}")
-        check(compose(chosen).config)
+    if fitted.settings.accumulate > run.settings.accumulate:
+        arguments.append(f"trainer.accumulate={fitted.settings.accumulate}")
+        _checked(arguments)
+    return _Chosen(fitted, arguments, rule, groups)
 
-    steps = run.last_step
-    headers, used = store.headers, run.data.describe()
+
+def _checked(arguments: list[str]) -> Composed:
+    composed = compose(arguments)
+    check(composed.config)
+    return composed
+
+
+def _describe(seen: _Seen, chosen: _Chosen) -> Facts:
+    store, near, headers = seen.store, seen.near, seen.store.headers
     folders = Counter(name.rpartition("/")[0] for name in store.files)
-    facts: Facts = {
-        "folder": str(root),
-        "images": used.pop("images"),
-        "bytes": sum((root / name).stat().st_size for name in store.files),
-        "broken": used.pop("skipped_files"),
-        "other_files": dict(found.others.most_common()),
-        "links": found.links,
+    return {
+        "folder": str(seen.root),
+        "images": len(store),
+        "bytes": sum((seen.root / name).stat().st_size for name in store.files),
+        "broken": [{"file": name, "reason": reason} for name, reason in store.skipped],
+        "other_files": dict(seen.found.others.most_common()),
+        "links": seen.found.links,
         "formats": _counts(header.format for header in headers),
         "modes": _counts(header.mode for header in headers),
         "depths": _counts(_DEPTHS[header.dtype] for header in headers),
@@ -89,39 +134,48 @@ def gather(folder: Path, overrides: Sequence[str]) -> Facts:
         "aspects": _spread([round(header.width / header.height, 3) for header in headers]),
         "exact_duplicates": _exact_duplicates(store),
         "near_duplicates": {
-            "images": alike,
+            "images": seen.alike,
             "pairs": len(near),
-            "divided": _divided(near, groups),
+            "divided": _divided(near, chosen.groups),
             "examples": [[store.files[i] for i in pair] for pair in near[:5]],
         },
         "folders": dict(folders),
-        "folders_are": _kind(folders, has_sequences),
+        "folders_are": _kind(folders, seen.has_sequences),
+        **_describe_search(chosen),
+    }
+
+
+def _describe_search(chosen: _Chosen) -> Facts:
+    run, steps = chosen.run, chosen.run.last_step
+    used, cost = run.data.describe(), run.cost
+    del used["images"], used["skipped_files"]
+    assert cost is not None
+    return {
         "search": {
             **used,
             "stem": run.parts.plan.stem,
             "patch_size": run.parts.masking.patch_size,
             "batch_size": run.data.batch_size,
-            "group": rule,
-            "groups": int(groups.max()) + 1,
+            "group": chosen.group,
+            "groups": int(chosen.groups.max()) + 1,
             "workers": run.data.worker_count,
             "epochs": run.module.epochs,
             "steps": steps,
-            "accumulate": accumulate,
+            "accumulate": run.settings.accumulate,
         },
         "estimate": {**asdict(cost), "in_words": in_words(cost, steps)},
-        "command": shlex.join(["mae-nas", "search", *chosen]),
+        "command": shlex.join(["mae-nas", "search", *chosen.arguments]),
     }
-    return facts | {"notes": list(_notes(facts))}
 
 
-def _choose_group(
-    source: Folder, store: ImageStore, near: NDArray[np.int64], seed: int, rules: Sequence[str]
-) -> tuple[str, Split, NDArray[np.int64]]:
+def _choose_group(seen: _Seen) -> tuple[str, Split, NDArray[np.int64]]:
     """The source's rule, or the one that leaves fewer near duplicates in different groups."""
+    source, store, near = seen.source, seen.store, seen.near
+    rules = _RULES if seen.has_sequences and source.group == "none" else ()
     options = []
     for rule in (source.group, *rules):
         try:
-            split = split_images(replace(source, group=rule), store, seed)
+            split = split_images(replace(source, group=rule), store, seen.config["seed"])
         except ValueError:  # no name is of this kind, or too few groups
             if rule == source.group:
                 raise
