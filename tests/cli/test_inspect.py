@@ -15,6 +15,7 @@ from mae_nas.cli import preflight
 from mae_nas.cli.check import check
 from mae_nas.cli.compose import compose
 from mae_nas.cli.main import main
+from mae_nas.data import Folder
 from mae_nas.runs.measure import StepCost
 from mae_nas.runs.pictures import Pictures
 
@@ -216,6 +217,17 @@ def test_nothing_is_proposed_that_a_search_would_refuse(
     with pytest.raises(AssertionError):
         look(tmp_path, "objective.target=permuted", "data.batch_size=4")
     assert "data.batch_size of 2 or more" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_images_that_are_kept_nowhere_are_read_once(
+    tmp_path: Path, look: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed_folder(tmp_path / "images")
+    read, load = [], Folder.load
+    monkeypatch.setattr(Folder, "load", lambda *a: read.append(1) or load(*a))
+    look(tmp_path / "images", "data.cache=null")
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, import_target, part, refusals
-from mae_nas.data import ImageSource, SearchData
+from mae_nas.data import ImageSource, ImageStore, SearchData
 from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking, synchronise
@@ -97,8 +97,10 @@ def progress(console: Console, what: str) -> Iterator[OnProgress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
-    """Read the data and build everything from a checked configuration."""
+def prepare(
+    config: Config, folder: RunFolder, console: Console, store: ImageStore | None = None
+) -> Run:
+    """Build everything from a checked configuration; read the data, unless `store` holds them."""
     settings = build(TrainerSettings, config["trainer"], {}, "trainer")
     efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
     if efficiency.threads != "auto":
@@ -113,7 +115,7 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> Run:
         efficiency.resident,
     )
     with progress(console, "reading images") as on_progress:
-        data.load(on_progress)
+        data.load(on_progress, store)
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     maker = Maker(config)
     parts = assemble(maker, data.side, data.channels)

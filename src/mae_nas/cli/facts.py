@@ -100,7 +100,7 @@ def _choose(seen: _Seen, console: Console) -> _Chosen:
         each = max(1, room // parts)
         arguments.append(f"data.batch_size={parts << (each.bit_length() - 1)}")
     composed = _checked(arguments)
-    run = prepare(composed.config, RunFolder(composed.run_dir), console)
+    run = prepare(composed.config, RunFolder(composed.run_dir), console, seen.store)
     with progress(console, "measuring a step"):
         fitted = fitting(run)
     if fitted.settings.accumulate > run.settings.accumulate:

@@ -59,10 +59,10 @@ class SearchData(LightningDataModule):
         self._loaded: tuple[ImageStore, Split] | None = None
         self._makers: dict[tuple[torch.device, torch.dtype, int], BatchMaker] = {}
 
-    def load(self, on_progress: Progress | None = None) -> None:
-        """Decode or read the images and split them, once; `on_progress` is for slow folders."""
+    def load(self, on_progress: Progress | None = None, store: ImageStore | None = None) -> None:
+        """Decode or read the images, unless `store` holds them, and split them, once."""
         if self._loaded is None:
-            store = self.source.load(on_progress)
+            store = store or self.source.load(on_progress)
             split = split_images(self.source, store, self.seed)
             split.check_batch(self.batch_size)
             self._loaded = store, split
