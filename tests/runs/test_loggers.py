@@ -52,7 +52,6 @@ def test_wandb_online_asks_its_server_once(monkeypatch: pytest.MonkeyPatch) -> N
 DEAD = """
 import logging, os, signal, subprocess, sys, time
 from pathlib import Path
-from mae_nas.runs import loggers
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import WandbSettings, start_log
 
