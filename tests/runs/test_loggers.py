@@ -2,6 +2,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -43,10 +44,13 @@ def test_wandb_online_asks_its_server_once(monkeypatch: pytest.MonkeyPatch) -> N
         return io.BytesIO()
 
     monkeypatch.setattr(loggers, "urlopen", answer)
+    # The real one starts a process, which later processes would find in the environment.
+    server = SimpleNamespace(settings=SimpleNamespace(base_url="http://127.0.0.1:9"))
+    monkeypatch.setattr(wandb, "setup", lambda _: server)
     monkeypatch.setattr(wandb, "login", lambda **_: True)
     for _ in range(2):  # to be judged, and to be used
         WandbSettings(mode="online")
-    assert len(asked) == 1
+    assert asked == [("http://127.0.0.1:9", loggers.ANSWER_SECONDS)]
 
 
 DEAD = """
