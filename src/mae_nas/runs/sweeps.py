@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_nas.runs.files import write_text
-from mae_nas.runs.listing import RunState
+from mae_nas.runs.listing import MEASURES, RunState
 
-COLUMNS = ("job", "overrides", "status", "skips_normal", "loss", "verdict", "seconds")
+COLUMNS = ("job", "overrides", "status", *MEASURES, "reason")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class SweepRow:
 
     def cells(self) -> dict[str, object]:
         """The table's columns."""
-        run = self.run
         overrides = " ".join(f"{key}={value}" for key, value in self.point.items())
-        values = (run.skips_normal, run.loss, run.verdict, run.seconds)
-        named = zip(COLUMNS, (self.job, overrides, self.status, *values), strict=True)
-        return {**dict(named), "chance_normal": run.chance_normal, "reason": self.reason}
+        values = (self.job, overrides, self.status, *self.run.measures().values(), self.reason)
+        return dict(zip(COLUMNS, values, strict=True))
 
 
 def write_table(rows: Sequence[SweepRow], path: Path) -> None:
