@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,18 @@ def write_table(rows: Sequence[SweepRow], path: Path) -> None:
     writer.writeheader()
     writer.writerows(cells)
     write_text(path, text.getvalue())
+
+
+def refuse_other_axes(path: Path, axes: Collection[str]) -> None:
+    """Raise one line if `path` is the table of a sweep over other axes than `axes`."""
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            old = set(next(csv.reader(file), [])) - set(COLUMNS)
+        if old != set(axes):
+            over = f"{', '.join(sorted(old)) or 'nothing'}, not {', '.join(axes) or 'nothing'}"
+            raise ValueError(
+                f"hydra.sweep.dir: {path.parent} is of a sweep over {over}; choose another"
+            )
 
 
 def mistakes(rows: Sequence[SweepRow]) -> list[SweepRow]:
