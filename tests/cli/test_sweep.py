@@ -133,6 +133,15 @@ def test_a_stopped_sweep_keeps_the_rows_of_its_results(
     assert rows(tmp_path / "s") == [("stopped", ""), ("finished", "")]
 
 
+def test_the_reason_is_the_runs_own_whatever_was_said_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = """mkdir -p $1; echo '{"state": "failed", "reason": "NaN"}' > $1/summary.json"""
+    command(monkeypatch, f"{record}; echo to upload the run; exit 1")
+    assert main(SWEEP) == 1
+    assert rows(tmp_path / "s") == [("failed", "NaN")] * 2
+
+
 def test_a_sweep_over_other_axes_needs_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
