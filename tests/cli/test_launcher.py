@@ -86,6 +86,20 @@ def test_jobs_at_once_share_the_gpus_and_the_cores(
     assert {job.reason for job in ended} == {f"{gpu} 3 {tmp_path.name}" for gpu in "57"}
 
 
+def test_jobs_of_several_sizes_share_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES']); raise SystemExit(1)"
+    planned = [
+        replace(job, config={"trainer": {"devices": 1 + job.number % 2}})
+        for job in jobs(monkeypatch, tmp_path, program, 4)
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    ended = run_jobs(planned, LauncherSettings(2, "process", {}), Signals())
+    allowed = {1: {"4", "6"}, 2: {"4,5", "6,7"}}
+    assert all(job.reason in allowed[job.devices] for job in ended)
+
+
 @pytest.mark.parametrize(
     ("parallel", "executor", "message"),
     [

@@ -195,6 +195,7 @@ class _Runner:
     def __init__(self, jobs: Sequence[Job], settings: LauncherSettings, signals: Signals) -> None:
         self.settings, self.signals = settings, signals
         self.total, self.at_once = len(jobs), settings.at_once(len(jobs))
+        self.devices = max(job.devices for job in jobs)
         wants = self.at_once > 1 and any(job.on_gpus for job in jobs)
         self.gpus = _visible_gpus() if wants else []
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -269,8 +270,8 @@ class _Runner:
         if self.at_once > 1 and self.settings.executor == "process":
             cores = (os.cpu_count() or 1) // (self.at_once * job.devices)
             variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))
-            shares = max(1, len(self.gpus) // job.devices)
-            first = slot % shares * job.devices
+            shares = max(1, len(self.gpus) // self.devices)  # each as large as any job needs
+            first = slot % shares * self.devices
             if self.gpus:
                 variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[first : first + job.devices])
         return variables
