@@ -87,8 +87,8 @@ def test_axes_may_stand_in_a_file_and_the_command_line_wins(tmp_path: Path) -> N
 
 def test_the_clusters_options_are_the_sweeps_not_the_jobs() -> None:
     options = "hydra.launcher.slurm.additional_parameters={nodelist: n1}"
-    (job, _), hydra = plan_jobs([options, "seed=0,1", "trainer.devices=2"], None)
-    assert hydra.launcher.slurm.additional_parameters == {"nodelist": "n1"}
+    (job, _), common = plan_jobs([options, "seed=0,1", "trainer.devices=2"], None)
+    assert common == [f"++{options}", "++trainer.devices=2"]
     assert job.arguments == ("seed=0", "trainer.devices=2")
     assert (job.devices, job.nodes, job.on_gpus) == (2, 1, True)
 

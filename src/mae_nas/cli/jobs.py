@@ -15,7 +15,6 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mae_nas.checks import raise_all
@@ -159,8 +158,8 @@ def compose_grid(
     return tried
 
 
-def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[Job], DictConfig]:
-    """A job for every point, of equal ones the first; and what Hydra's node says to all of them.
+def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[Job], list[str]]:
+    """A job for every point, of equal ones the first; and the overrides that all of them share.
 
     Raises:
         ValueError: a line for each mistake in the names.
@@ -169,7 +168,9 @@ def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[J
         groups = library.groups()
     axes = split_values(overrides, groups)
     composed = compose_grid(axes, config_dir)
-    hydra = _shared_node(axes, groups, config_dir)
+    common = _shared_overrides(axes, groups)
+    with open_library(config_dir) as library:
+        hydra = library.compose(common).hydra
     params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
     if params:  # axes from a file
         axes = split_values([*params, *overrides], groups)
@@ -184,19 +185,16 @@ def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[J
         told = [text for axis, text in pairs if not axis.key.startswith("hydra.")]
         folder = Path(hydra.sweep.dir) / folder_name(point)
         jobs.setdefault(folder, Job(len(jobs), folder, (*shared, *told), point, config))
-    return list(jobs.values()), hydra
+    return list(jobs.values()), common
 
 
-def _shared_node(
-    axes: Sequence[Axis], groups: Collection[str], config_dir: Path | None
-) -> DictConfig:
-    """Hydra's node without what is swept over."""
+def _shared_overrides(axes: Sequence[Axis], groups: Collection[str]) -> list[str]:
     fixed = [(axis.key in groups, axis.texts[0]) for axis in axes if not axis.is_swept]
     texts = [text for chooses, text in fixed if chooses and not text.endswith("=null")]
     # `++`, as a swept option alone may know the key.
-    texts += [f"++{text.lstrip('+')}" for chooses, text in fixed if not chooses and text[0] != "~"]
-    with open_library(config_dir) as library:
-        return library.compose(texts).hydra
+    return texts + [
+        f"++{text.lstrip('+')}" for chooses, text in fixed if not chooses and text[0] != "~"
+    ]
 
 
 def _at(base: Composed | str, texts: Sequence[str]) -> dict[str, Any] | None:

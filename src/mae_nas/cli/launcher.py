@@ -45,8 +45,8 @@ _REQUEUES = 10_000  # of a job that runs out of time
 class LauncherSettings(Checked):
     """How the jobs are run.
 
-    Hydra's own launchers run jobs by its own code, under which Lightning starts the other ranks of
-    a job as further sweeps, and wandb takes all jobs for one run.
+    Hydra's other launchers run jobs by its own code, under which Lightning starts the other ranks
+    of a job as further sweeps, and wandb takes all jobs for one run.
 
     Args:
         parallel: jobs at once; `auto` is one, with slurm all.
@@ -183,9 +183,21 @@ class Signals:
             task.stop(number)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's jobs, and where its signals go; Hydra carries it as its task function."""
+
+    jobs: Sequence[Job]
+    signals: Signals
+
+    def __call__(self, _config: object) -> None:
+        """Nothing: jobs are commands."""
+
+
 def run_jobs(jobs: Sequence[Job], settings: LauncherSettings, signals: Signals) -> list[Job]:
     """The jobs with their ends, in order; those that have one already are not started."""
     runner = _Runner(jobs, settings, signals)
+    jobs[0].folder.parent.mkdir(parents=True, exist_ok=True)
     signals.has_started = True
     with ThreadPoolExecutor(runner.at_once) as pool:
         return list(pool.map(runner.run, jobs))

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 
 from mae_nas.checks import raise_all
-from mae_nas.cli.build import build
 from mae_nas.cli.codes import CONFIGURATION, DONE, FAILED, REQUEUE, is_in_order, stopped_by
 from mae_nas.cli.compose import RUN_DIR
 from mae_nas.cli.jobs import Axis, Job, plan_jobs, split_values
-from mae_nas.cli.launcher import LauncherSettings, Signals, run_jobs
+from mae_nas.cli.launcher import Plan, Signals
+from mae_nas.cli.library import CONFIG, open_library
 from mae_nas.runs.listing import RunState, columns, look
 from mae_nas.runs.sweeps import SweepRow, mistakes, refuse_other_axes, write_table
 
@@ -26,14 +27,11 @@ def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
 
 def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) -> tuple[str, int]:
     raise_all(line for axis in split_values(overrides, ()) for line in _misuses(axis))
-    planned, hydra = plan_jobs(overrides, config_dir)
-    node = OmegaConf.to_container(hydra.launcher, resolve=True)
-    settings = build(LauncherSettings, node, {}, "hydra.launcher")  # type: ignore[arg-type]
+    planned, common = plan_jobs(overrides, config_dir)
     folder = planned[0].folder.parent
     table = folder / "sweep.csv"
     refuse_other_axes(table, planned[0].point)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [_row(job) for job in run_jobs(planned, settings, signals)]
+    rows = [_row(job) for job in _multirun(Plan(planned, signals), common, config_dir)]
     write_table(rows, table)
     lines = [columns([row.cells() for row in rows]), f"table    {table}"]
     is_whole = not any(row.status in ("stopped", "waiting") for row in rows)
@@ -46,6 +44,20 @@ def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) 
     code = DONE if is_whole else REQUEUE
     code = stopped_by(signals.received) if signals.received else code
     return "\n".join(lines), FAILED if mistakes(rows) else code
+
+
+def _multirun(plan: Plan, common: list[str], config_dir: Path | None) -> list[Job]:
+    """The jobs with their ends: Hydra's multirun, by our sweeper and launcher."""
+    with open_library(config_dir) as library:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        texts = [*library.search_path, *common]
+        try:
+            returns = hydra.multirun(CONFIG, plan, texts, with_log_configuration=False)
+        except HydraException as error:
+            refused = isinstance(error.__cause__, ValueError)  # by the launcher's settings
+            raise ValueError(str(error.__cause__ if refused else error)) from error
+    return [returned.return_value for returned in returns]
 
 
 def _misuses(axis: Axis) -> list[str]:
