@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mae_nas.cli.compose import compose
-from mae_nas.cli.sweep import split_values
+from mae_nas.cli.jobs import split_values
 
 TARGETS = ("search-cifar10", "search-cifar100", "search-imagenet", "sweep-mask-ratio")
 
@@ -29,6 +29,6 @@ def test_a_target_shows_a_command_that_composes(target: str, scale: str) -> None
     (line,) = [line for line in shown.splitlines() if "mae-nas search" in line]
     words = [word for word in shlex.split(line)[2:] if word != "-m"]
     assert ("-m" in shlex.split(line)) == target.startswith("sweep")
-    config = compose(list(chain(*split_values(words)))).config
+    config = compose(list(chain(*(axis.texts for axis in split_values(words, ()))))).config
     assert config["data"]["batch_size"] == 8
     assert bool(config["left_out"]) == (scale != "full")

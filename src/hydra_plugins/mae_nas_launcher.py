@@ -1,30 +1,25 @@
-"""Hydra's doors to our sweeps: it accepts plug-ins of this package only."""
+"""Hydra's doors to our sweeps: it accepts plug-ins of this package only.
+
+What is handed to them as Hydra's task function is the plan, whose jobs are composed already.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from mae_nas.cli.jobs import plan_jobs
-from mae_nas.cli.launcher import LauncherSettings, run_jobs
+from mae_nas.cli.launcher import LauncherSettings, Plan, run_jobs
 
 
 class MaeNasLauncher(Launcher):
     """Starts every job of a sweep as a process of its own, see `mae_nas.cli.launcher`.
 
-    Hydra's other launchers run jobs by its own code, under which Lightning starts the other ranks
-    of a job as further sweeps, and wandb takes all jobs for one run.
-
-    Args:
-        parallel: jobs at once; `auto` is one, with slurm all.
-        executor: `process` runs jobs here; `slurm` submits them by submitit, which requeues those
-            that are pre-empted or out of time; `local` does what slurm does, on this computer.
-        slurm: options of sbatch.
+    Args: those of `LauncherSettings`.
     """
 
     def __init__(
@@ -38,31 +33,44 @@ class MaeNasLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        del task_function  # jobs are commands
-        self.loader, self.config = hydra_context.config_loader, config
+        del hydra_context, config
+        assert isinstance(task_function, Plan)
+        self.plan = task_function
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        configs = [self._composed(job) for job in job_overrides]
-        jobs = plan_jobs(self.config, configs, job_overrides, initial_job_idx)
+        jobs = self.plan.jobs[initial_job_idx : initial_job_idx + len(job_overrides)]
         returns = []
-        for job in run_jobs(jobs, self.settings):
+        for job in run_jobs(jobs, self.settings, self.plan.signals):
             returned = JobReturn(overrides=job.arguments, status=JobStatus.COMPLETED)
             returned.return_value = job
             returns.append(returned)
         return returns
 
-    def _composed(self, overrides: Sequence[str]) -> DictConfig | None:
-        """None for a point that cannot be; its job will say why."""
-        try:
-            return self.loader.load_sweep_config(self.config, list(overrides))
-        except HydraException:
-            return None
 
+class MaeNasSweeper(Sweeper):
+    """Hands all jobs to the launcher at once.
 
-class MaeNasSweeper(BasicSweeper):
-    """Hydra's own, but a point that cannot be composed does not refuse the others."""
+    Hydra's own would compose each again, and refuse all where one cannot be.
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Nothing: each job judges itself."""
+    Args:
+        params: axes from a file, `{KEY: "a,b"}`.
+    """
+
+    def __init__(self, params: Mapping[str, str] | None) -> None:
+        self.params = params  # read when the jobs were planned
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        assert isinstance(task_function, Plan)
+        self.plan = task_function
+
+    def sweep(self, arguments: list[str]) -> Any:  # noqa: ANN401 - Hydra's
+        del arguments
+        assert self.launcher is not None
+        return self.launcher.launch([job.arguments for job in self.plan.jobs], 0)

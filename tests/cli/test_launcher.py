@@ -4,13 +4,14 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mae_nas.cli.codes import REQUEUE
 from mae_nas.cli.jobs import Job
-from mae_nas.cli.launcher import LauncherSettings, Task, last_words, run_jobs
+from mae_nas.cli.launcher import LauncherSettings, Signals, Task, last_words, run_jobs
 
 PRINT = (sys.executable, "-c", "import os; print(sorted(k for k in os.environ if 'RANK' in k))")
 
@@ -63,7 +64,9 @@ def test_a_signal_ends_the_running_jobs_and_starts_no_other(
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=interrupt).start()
-    ended = run_jobs(planned, LauncherSettings(2, "process", {}))
+    signals = Signals()
+    with signals.listening():
+        ended = run_jobs(planned, LauncherSettings(2, "process", {}), signals)
     assert [job.code for job in ended] == [REQUEUE, REQUEUE, None, None]
     assert not (tmp_path / "2").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -79,8 +82,22 @@ def test_jobs_at_once_share_the_gpus_and_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    ended = run_jobs(planned, LauncherSettings(2, "process", {}))
+    ended = run_jobs(planned, LauncherSettings(2, "process", {}), Signals())
     assert {job.reason for job in ended} == {f"{gpu} 3 {tmp_path.name}" for gpu in "57"}
+
+
+def test_jobs_of_several_sizes_share_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = "import os; print(os.environ['CUDA_VISIBLE_DEVICES']); raise SystemExit(1)"
+    planned = [
+        replace(job, config={"trainer": {"devices": 1 + job.number % 2}})
+        for job in jobs(monkeypatch, tmp_path, program, 4)
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    ended = run_jobs(planned, LauncherSettings(2, "process", {}), Signals())
+    allowed = {1: {"4", "6"}, 2: {"4,5", "6,7"}}
+    assert all(job.reason in allowed[job.devices] for job in ended)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +119,35 @@ def test_all_jobs_are_handed_to_a_cluster_and_one_at_a_time_run_here(
     monkeypatch.setattr(shutil, "which", lambda _: "/bin/sbatch")
     assert LauncherSettings("auto", "process", {}).at_once(8) == 1
     assert LauncherSettings("auto", "slurm", {}).at_once(8) == 8
+
+
+FAKES = {
+    "sbatch": """cp "$1" "$LOGS/submitted"
+export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0
+export SLURM_NODEID=0
+sh "$LOGS/submitted" > "$LOGS/output" 2>&1 &
+echo Submitted batch job 7""",
+    "srun": f"""while [ "$1" != {sys.executable} ]; do shift; done
+exec "$@" """,
+    "sacct": "printf 'JobID|State|NodeList\\n7|RUNNING|n1\\n'",
+}
+
+
+def test_a_cluster_gets_the_job_and_the_options_that_were_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("LOGS", str(tmp_path))
+    (job,) = jobs(monkeypatch, tmp_path / "sweep", "print('no room'); raise SystemExit(1)", 1)
+    job = replace(job, config={"trainer": {"devices": 2}})
+    slurm = {"partition": "long", "qos": None, "time": 90}
+    slurm["additional_parameters"] = {"nodelist": "n1"}
+    (ended,) = run_jobs([job], LauncherSettings("auto", "slurm", slurm), Signals())
+    assert (ended.code, ended.reason) == (1, "no room"), (tmp_path / "output").read_text()
+    lines = set((tmp_path / "submitted").read_text().splitlines())
+    options = {"partition=long", "time=90", "nodelist=n1", "gpus-per-node=2", "job-name=0"}
+    assert {f"#SBATCH --{option}" for option in options} <= lines
+    assert "qos" not in "".join(lines)

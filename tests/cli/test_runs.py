@@ -23,7 +23,8 @@ def test_runs_are_listed_with_what_became_of_them(runs: Path, capsys: Captured) 
     assert main(["runs"]) == 0
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == [
-        *("run", "state", "step", "verdict", "loss", "skips", "chance", "time", "age", "reason")
+        *("run", "state", "step", "skips_normal", "loss", "verdict", "seconds", "chance_normal"),
+        *("age", "reason"),
     ]
     assert line.startswith("demo/one  failed")
     assert line.endswith("the disk is full")

@@ -1,9 +1,17 @@
+import csv
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from mae_nas.cli import jobs, sweep
+from mae_nas.cli.jobs import Job
 from mae_nas.cli.main import main
-from mae_nas.cli.sweep import judge_names, split_values
+from mae_nas.runs.files import write_json
+from mae_nas.runs.folder import RunFolder
+
+SWEEP = ["search", "-m", "seed=0,1", "hydra.sweep.dir=s"]
 
 
 @pytest.mark.parametrize(
@@ -23,6 +31,17 @@ from mae_nas.cli.sweep import judge_names, split_values
         (
             ["seed=0,1", "hydra.run.dir=x"],
             ["hydra.run.dir: jobs lie in hydra.sweep.dir, named by their values"],
+        ),
+        (
+            ["seed=0,1", "hydra.sweeper.max_batch_size=1"],
+            [
+                "hydra.sweeper.max_batch_size: not used; "
+                "hydra.launcher.parallel says how many jobs run at once"
+            ],
+        ),
+        (
+            ["seed=0,1", "hydra.launcher.parallel=1,2"],
+            ["hydra.launcher.parallel: one value for the whole sweep"],
         ),
         (
             ["seed=interval(0,1)"],
@@ -65,14 +84,108 @@ def test_only_m_starts_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_a_value_that_some_points_take_is_left_to_the_others_jobs() -> None:
-    grid = split_values(["decoder=unet,hierarchical", "space=s0,s1", "decoder.upsample=nearest,x"])
-    with pytest.raises(ValueError, match=r"^decoder\.upsample: no such key") as refused:
-        judge_names(grid, None)  # no point with unet can be
-    assert len(str(refused.value).splitlines()) == 1
-    assert judge_names(split_values(["decoder=unet,hierarchical", "seed=0,1"]), None) == frozenset()
+def rows(folder: Path) -> list[tuple[str, str]]:
+    with (folder / "sweep.csv").open(newline="") as file:
+        return [(row["status"], row["reason"]) for row in csv.DictReader(file)]
 
 
-def test_keys_that_only_a_class_knows_are_added() -> None:
-    mine = ["decoder=custom", "decoder._target_=mine.Mine", "decoder.size=1,2"]
-    assert judge_names(split_values(mine), None) == {"decoder.size"}
+def finish(seed: int) -> None:
+    """Put a result where the sweep's job would leave it."""
+    planned, _ = jobs.plan_jobs(SWEEP[2:], None)
+    folder = RunFolder(planned[seed].folder)
+    folder.path.mkdir(parents=True)
+    folder.write_config(planned[seed].config or {}, [])
+    reading = {"step": 4, "verdict": "ok", "held_out_loss": 0.5, "skips": {"normal": 2}}
+    write_json(folder.genotype, reading)
+    chance = {"normal": {"mean": 1.25}}
+    write_json(folder.summary, {"state": "finished", "skip_chance": chance, "wall_seconds": 3.0})
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Let every job be a shell's `script`, given its folder."""
+    made = property(lambda job: ("sh", "-c", script, "sh", str(job.folder)))
+    monkeypatch.setattr(Job, "command", made)
+
+
+def test_a_result_that_is_there_is_a_row_without_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(monkeypatch, "echo started; exit 1")
+    finish(0)
+    assert main(SWEEP) == 1
+    assert rows(tmp_path / "s") == [("finished", ""), ("failed", "started")]
+    finish(1)
+    assert main(SWEEP) == 0
+    assert rows(tmp_path / "s") == [("finished", "")] * 2
+
+
+def test_a_stopped_sweep_keeps_the_rows_of_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(1)
+    command(monkeypatch, f"kill -TERM {os.getpid()}; exec sleep 60")
+    assert main(SWEEP) == 75
+    assert rows(tmp_path / "s") == [("stopped", ""), ("finished", "")]
+
+
+def test_the_reason_is_the_runs_own_whatever_was_said_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = """mkdir -p $1; echo '{"state": "failed", "reason": "NaN"}' > $1/summary.json"""
+    command(monkeypatch, f"{record}; echo to upload the run; exit 1")
+    assert main(SWEEP) == 1
+    assert rows(tmp_path / "s") == [("failed", "NaN")] * 2
+
+
+def test_a_sweep_over_other_axes_needs_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(monkeypatch, "exit 1")
+    main(SWEEP)
+    capsys.readouterr()
+    before = rows(tmp_path / "s")
+    assert main([*SWEEP, "mask.ratio=0.2,0.4"]) == 2
+    assert capsys.readouterr().err == (
+        "mae-nas: hydra.sweep.dir: s is of a sweep over seed, not seed, mask.ratio; "
+        "choose another\n"
+    )
+    assert rows(tmp_path / "s") == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_the_jobs_starts_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.setattr(sweep, "plan_jobs", lambda *_: os.kill(os.getpid(), number))
+    assert main(SWEEP) == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_after_the_jobs_leaves_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(0)
+    finish(1)
+    write = sweep.write_table
+    monkeypatch.setattr(
+        sweep, "write_table", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), write(*given))
+    )
+    assert main(SWEEP) == 75
+    assert rows(tmp_path / "s") == [("finished", "")] * 2
+    assert (tmp_path / "s" / "sweep.png").exists()
+
+
+def test_a_file_of_the_users_hides_none_of_pythons(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('not the queue that was meant')")
+    for seed in "01":
+        (tmp_path / "s" / f"seed={seed}").mkdir(parents=True)
+        (tmp_path / "s" / f"seed={seed}" / "mine.txt").touch()
+    assert main(SWEEP) == 1
+    for status, reason in rows(tmp_path / "s"):
+        assert status == "failed"
+        assert "is not empty (mine.txt, …)" in reason

@@ -34,6 +34,12 @@ def test_a_run_without_a_record_was_stopped(tmp_path: Path) -> None:
     assert look(tmp_path / "a").state == "stopped"
 
 
+def test_a_run_without_a_record_has_the_chance_of_its_last_reading(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    folder.genotype.write_text(json.dumps({**READING, "chance_normal": 1.25}))
+    assert (look(tmp_path / "a").skips_normal, look(tmp_path / "a").chance_normal) == (2, 1.25)
+
+
 def test_a_run_that_a_process_holds_is_running_whatever_its_record_says(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", {"state": "stopped"})
     folder.lock()
@@ -71,5 +77,5 @@ def test_the_last_run_to_change_comes_last(tmp_path: Path) -> None:
 
 
 def test_columns_stand_below_their_names() -> None:
-    text = columns([{"run": "a", "loss": 0.5}, {"run": "longer", "loss": None}])
-    assert text.splitlines() == ["run     loss", "a       0.5000", "longer  –"]
+    text = columns([{"run": "a", "loss": 0.5, "age": 62.5}, {"run": "b", "loss": None, "age": 1}])
+    assert text.splitlines() == ["run  loss    age", "a    0.5000  0:01:02", "b    –       1"]

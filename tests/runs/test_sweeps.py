@@ -6,8 +6,10 @@ from mae_nas.runs.sweep_plots import plot_sweep
 from mae_nas.runs.sweeps import SweepRow, mistakes, write_table
 
 
-def row(status: str = "finished", loss: float | None = 0.5, **point: str) -> SweepRow:
-    run = RunState(Path("x"), status, 6, "ok", loss, None if loss is None else 2, 1.14, 3.0)
+def row(
+    status: str = "finished", loss: float | None = 0.5, chance: float = 1.14, **point: str
+) -> SweepRow:
+    run = RunState(Path("x"), status, 6, "ok", loss, None if loss is None else 2, chance, 3.0)
     return SweepRow(0, point, status, run, "" if loss else "no room, it says")
 
 
@@ -67,3 +69,16 @@ def test_only_what_came_to_its_end_is_in_the_picture(tmp_path: Path) -> None:
     rows = [row(r="1"), row(r="2"), row("stopped", 99.0, r="1"), row("failed", 99.0, r="2")]
     plot_sweep(rows, tmp_path)
     assert "<!-- 100 -->" not in (tmp_path / "sweep.svg").read_text()
+
+
+def test_skips_of_several_spaces_stand_beside_the_chance_of_each(tmp_path: Path) -> None:
+    spaces = [row(space=space, chance=c) for space, c in (("s0", 1.14), ("s2", 2.5))]
+    plot_sweep(spaces, tmp_path / "curves")
+    plot_sweep(
+        [row(r=r, **s.point, chance=s.run.chance_normal) for r in "12" for s in spaces], tmp_path
+    )
+    for path in (tmp_path, tmp_path / "curves"):
+        title = "<!-- skips of the normal cell (chance 1.14, 2.50) -->"
+        assert title in (path / "sweep.svg").read_text()
+    grid = (tmp_path / "sweep.svg").read_text()
+    assert (grid.count("<!-- chance 1.14 -->"), grid.count("<!-- chance 2.50 -->")) == (2, 2)

@@ -10,6 +10,11 @@ REQUEUE = 75
 INTERRUPTED = 130
 
 
+def is_in_order(code: int | None) -> bool:
+    """Whether a run ended so that its folder says how far it came."""
+    return code in (DONE, COLLAPSED, REQUEUE, INTERRUPTED)
+
+
 def stopped_by(number: int) -> int:
     """The code of a run that a signal stopped: only Ctrl-C is a person's, who wants no requeue."""
     return INTERRUPTED if number == signal.SIGINT else REQUEUE

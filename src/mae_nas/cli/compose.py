@@ -5,7 +5,7 @@ against the YAML alone, so nothing here imports torch; `check.py` then checks va
 constructors.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Composed:
         run_dir_given: whether the user chose it (else it is dated).
         touched: keys and groups that the overrides set; "" stands for everything.
         targets: classes that the overrides name (`X._target_=...`).
-        added: keys that the overrides add, to be known to a class alone.
+        tree: unresolved, with Hydra's own node.
     """
 
     config: dict[str, Any]
@@ -43,7 +43,7 @@ class Composed:
     run_dir_given: bool
     touched: tuple[str, ...]
     targets: frozenset[str]
-    added: frozenset[str]
+    tree: DictConfig
 
 
 @dataclass
@@ -74,7 +74,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
         default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
         keys = [override.key_or_group for override in judged.accepted]
         named = [o for o in judged.accepted if _names_class(o)]
-        config = {str(key): _plain(tree[key]) for key in tree if key != "hydra"}
+        config = _resolved(tree)
         given = config["left_out"]
         told = given if isinstance(given, list) else [given]
         config["left_out"] = [*told, *_left_out(raw, judged.texts, library)]
@@ -84,8 +84,15 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
             run_dir_given=find(raw, RUN_DIR) != find(default, RUN_DIR),
             touched=tuple("" if key in OPTIONAL else key for key in keys),
             targets=frozenset(str(override.value()) for override in named),
-            added=frozenset(t[2:].partition("=")[0] for t in judged.texts if t.startswith("++")),
+            tree=tree,
         )
+
+
+def revalued(tree: DictConfig, overrides: Iterable[str]) -> dict[str, Any]:
+    """The configuration once `overrides` are written into `tree`, which has their keys already."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        OmegaConf.update(tree, override.key_or_group, override.value())
+    return _resolved(tree)
 
 
 def _judge(texts: list[str], library: Library) -> _Judged:
@@ -107,6 +114,7 @@ def _judge(texts: list[str], library: Library) -> _Judged:
     # Nodes whose class is the user's own: its constructor, not our YAML, knows the keys.
     free = {str(k) for k, choice in tree.hydra.runtime.choices.items() if choice == "custom"}
     free |= {o.key_or_group.removesuffix("._target_") for o in values if _names_class(o)}
+    free.add("hydra.launcher.slurm.additional_parameters")  # sbatch knows them
     plain = unresolved(tree)
     for override in values:
         problems = list(_value_problems(override, plain, free))
@@ -225,6 +233,10 @@ def _left_out(tree: dict[str, Any], texts: list[str], library: Library) -> list[
 
 def _yaml(value: object) -> object:
     return "null" if value is None else value
+
+
+def _resolved(tree: DictConfig) -> dict[str, Any]:
+    return {str(key): _plain(tree[key]) for key in tree if key != "hydra"}
 
 
 def _plain(value: object) -> object:

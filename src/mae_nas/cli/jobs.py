@@ -1,20 +1,28 @@
 """The jobs of a sweep: for each point of the grid a command line and a folder.
 
-A job is a single run with `resume=auto`, so that one that was stopped goes on, and one that is done
-says so at once. Nothing here imports torch.
+A job is a single run with `resume=auto`, so that one that was stopped goes on. Names are judged
+here, for all jobs, before any starts. Nothing here imports torch.
 """
 
 import hashlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
+from mae_nas.checks import raise_all
+from mae_nas.cli.compose import Composed, compose, revalued
+from mae_nas.cli.library import open_library
 from mae_nas.cli.spelling import quoted
+from mae_nas.keys import find
+from mae_nas.runs.resume import follow
 
 _LONGEST_NAME = 120
 
@@ -28,9 +36,7 @@ class Job:
         folder: of its run.
         arguments: of its `mae-nas search`, without what the sweep itself adds.
         point: the values of the sweep's axes, as written.
-        devices: of one computer.
-        on_gpus: whether devices are GPUs where there are some.
-        nodes: computers.
+        config: composed; None where it cannot be.
         code: its exit code; None if it was not started, or has not ended.
         reason: its last words, if it failed.
     """
@@ -39,9 +45,7 @@ class Job:
     folder: Path
     arguments: tuple[str, ...]
     point: Mapping[str, str]
-    devices: int = 1
-    on_gpus: bool = True
-    nodes: int = 1
+    config: dict[str, Any] | None = None
     code: int | None = None
     reason: str = ""
 
@@ -52,40 +56,153 @@ class Job:
         search = (sys.executable, "-m", "mae_nas", "search")
         return (*search, *self.arguments, "resume=auto", home)
 
+    @property
+    def devices(self) -> int:
+        """Of one computer."""
+        return self._count("devices")
 
-def plan_jobs(
-    sweep: DictConfig,
-    configs: Sequence[DictConfig | None],
-    job_overrides: Sequence[Sequence[str]],
-    first: int,
-) -> list[Job]:
-    """A job for every point; of equal ones, the first.
+    @property
+    def nodes(self) -> int:
+        """Computers."""
+        return self._count("num_nodes")
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether devices are GPUs where there are some."""
+        return find(self.config, "trainer.accelerator") != "cpu"
+
+    @property
+    def ended(self) -> str:
+        """`finished` or `collapsed` if its folder holds its result already."""
+        try:
+            return follow({**(self.config or {}), "resume": "auto"}, self.folder).ended
+        except (ValueError, OSError):
+            return ""  # its process says why
+
+    def _count(self, key: str) -> int:
+        count = find(self.config, f"trainer.{key}")
+        return count if isinstance(count, int) else 1
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An override of a sweep.
 
     Args:
-        sweep: the sweep's configuration, Hydra's node included.
-        configs: of the jobs; None for a point that cannot be composed.
-        job_overrides: of the jobs.
-        first: number of the first.
+        key: without `+`.
+        texts: the override with each of its values.
+        is_swept: whether it was written with several.
+        is_open: whether other names may be right with another of its values: it chooses a group's
+            option or a class, or adds or takes away.
     """
-    folder, params = Path(sweep.hydra.sweep.dir), sweep.hydra.sweeper.params or {}
-    places = [place.removeprefix("file://") for place in sweep.hydra.searchpath]
-    shared = [f"--config-dir={place}" for place in places]
-    texts = [*(f"{key}={value}" for key, value in params.items()), *sweep.hydra.overrides.task]
-    parsed = OverridesParser.create().parse_overrides(texts)
-    axes = list(dict.fromkeys(o.key_or_group for o in parsed if o.is_sweep_override()))
+
+    key: str
+    texts: Sequence[str]
+    is_swept: bool = False
+    is_open: bool = False
+
+
+def split_values(overrides: Sequence[str], groups: Collection[str]) -> list[Axis]:
+    """Each override with its values; of several with the same key the last.
+
+    Args:
+        overrides: as written.
+        groups: names of the groups.
+    """
+    parser, axes = OverridesParser.create(), {}
+    for text in overrides:
+        key, texts, is_swept = text.partition("=")[0].lstrip("+"), [text], False
+        try:
+            override = parser.parse_override(text)
+        except HydraException:  # `compose` says what is wrong with it
+            axes[text] = Axis(key, texts)
+            continue
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                raise ValueError(
+                    f"{text}: a sweep needs values that can be listed: a,b or range(0,5)"
+                )
+            name, is_swept = override.get_key_element(), True
+            texts = [f"{name}={value}" for value in override.sweep_string_iterator()]
+        is_open = key in groups or key.endswith("._target_") or text[0] in "+~" or "{" in text
+        axes[key] = Axis(key, texts, is_swept, is_open)
+    return list(axes.values())
+
+
+def compose_grid(
+    axes: Sequence[Axis], config_dir: Path | None
+) -> dict[tuple[str, ...], Composed | str]:
+    """The configuration of every combination of open values, or what is wrong with it.
+
+    Of the other axes the first value stands for all, since names are the same for each.
+
+    Raises:
+        ValueError: what is wrong with a value in every combination that has it. One that cannot be
+            while others with its values can is left to its job, a row of the table.
+    """
+    choices = [axis.texts if axis.is_open else axis.texts[:1] for axis in axes]
+    tried: dict[tuple[str, ...], Composed | str] = {}
+    for point in product(*choices):
+        try:
+            tried[point] = compose(list(point), config_dir)
+        except ValueError as error:
+            tried[point] = str(error)
+    problems: list[str] = []
+    for place, texts in enumerate(choices):
+        for text in texts:
+            found = [result for point, result in tried.items() if point[place] == text]
+            refusals = [result for result in found if isinstance(result, str)]
+            if len(refusals) == len(found):
+                problems += refusals[0].splitlines()
+    raise_all(dict.fromkeys(problems))
+    return tried
+
+
+def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[Job], list[str]]:
+    """A job for every point, of equal ones the first; and the overrides that all of them share.
+
+    Raises:
+        ValueError: a line for each mistake in the names.
+    """
+    with open_library(config_dir) as library:
+        groups = library.groups()
+    axes = split_values(overrides, groups)
+    composed = compose_grid(axes, config_dir)
+    common = _shared_overrides(axes, groups)
+    with open_library(config_dir) as library:
+        hydra = library.compose(common).hydra
+    params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    if params:  # axes from a file
+        axes = split_values([*params, *overrides], groups)
+        composed = compose_grid(axes, config_dir)
+    shared = () if config_dir is None else (f"--config-dir={config_dir.resolve()}",)
     jobs: dict[Path, Job] = {}
-    for config, overrides in zip(configs, job_overrides, strict=True):
-        pairs = (override.lstrip("+").partition("=") for override in overrides)
-        values = {key: value for key, _, value in pairs}
-        point = {axis: values[axis] for axis in axes}
-        trainer = OmegaConf.select(config, "trainer") if config is not None else {}
-        counts = [trainer.get(key, 1) for key in ("devices", "num_nodes")]
-        devices, nodes = (count if isinstance(count, int) else 1 for count in counts)
-        on_gpus = trainer.get("accelerator") != "cpu"
-        path, arguments = folder / folder_name(point), (*shared, *overrides)
-        job = Job(first + len(jobs), path, arguments, point, devices, on_gpus, nodes)
-        jobs.setdefault(path, job)
-    return list(jobs.values())
+    for texts in product(*(axis.texts for axis in axes)):
+        pairs = list(zip(axes, texts, strict=True))
+        point = {axis.key: text.partition("=")[2] for axis, text in pairs if axis.is_swept}
+        base = composed[tuple(text if axis.is_open else axis.texts[0] for axis, text in pairs)]
+        config = _at(base, [text for axis, text in pairs if axis.is_swept and not axis.is_open])
+        told = [text for axis, text in pairs if not axis.key.startswith("hydra.")]
+        folder = Path(hydra.sweep.dir) / folder_name(point)
+        jobs.setdefault(folder, Job(len(jobs), folder, (*shared, *told), point, config))
+    return list(jobs.values()), common
+
+
+def _shared_overrides(axes: Sequence[Axis], groups: Collection[str]) -> list[str]:
+    fixed = [(axis.key in groups, axis.texts[0]) for axis in axes if not axis.is_swept]
+    texts = [text for chooses, text in fixed if chooses and not text.endswith("=null")]
+    # `++`, as a swept option alone may know the key.
+    return texts + [
+        f"++{text.lstrip('+')}" for chooses, text in fixed if not chooses and text[0] != "~"
+    ]
+
+
+def _at(base: Composed | str, texts: Sequence[str]) -> dict[str, Any] | None:
+    """None for a point that cannot be; its job will say why."""
+    try:
+        return None if isinstance(base, str) else revalued(base.tree, texts)
+    except OmegaConfBaseException:
+        return None
 
 
 def folder_name(point: Mapping[str, str]) -> str:

@@ -15,7 +15,8 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.resume import Decision, follow
 
 _PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-_DECIDED = "MAE_NAS_DECIDED"
+DECIDED = "MAE_NAS_DECIDED"
+"""The environment variable that holds what the first process decided."""
 
 
 def is_first(config: Mapping[str, Any]) -> bool:
@@ -25,7 +26,7 @@ def is_first(config: Mapping[str, Any]) -> bool:
     """
     trainer = config["trainer"]
     is_alone = (trainer.get("devices", 1), trainer.get("num_nodes", 1)) == (1, 1)
-    if is_alone and _DECIDED not in os.environ:
+    if is_alone and DECIDED not in os.environ:
         return True
     return all(os.environ.get(place, "0") == "0" for place in _PLACES)
 
@@ -37,17 +38,17 @@ def left(config: Mapping[str, Any], folder: Path, checkpoint: Path | None) -> It
     That is the environment, which they inherit.
     """
     saved = None if checkpoint is None else str(checkpoint.absolute())
-    os.environ[_DECIDED] = json.dumps([config, str(folder.absolute()), saved])
+    os.environ[DECIDED] = json.dumps([config, str(folder.absolute()), saved])
     try:
         yield
     finally:
-        del os.environ[_DECIDED]
+        del os.environ[DECIDED]
 
 
 def decided(config: dict[str, Any], run_dir: Path, run_dir_given: bool) -> Decision:
     """What the first process left here; on another node, what the same command line means there."""
-    if _DECIDED in os.environ:
-        config, folder, saved = json.loads(os.environ[_DECIDED])
+    if DECIDED in os.environ:
+        config, folder, saved = json.loads(os.environ[DECIDED])
         return Decision(config, RunFolder(Path(folder)), checkpoint=saved and Path(saved))
     if not run_dir_given or config["resume"] not in (None, "auto"):
         raise ValueError(

@@ -16,14 +16,16 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
 from mae_nas.checks import Checked
-from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, INTERRUPTED, REQUEUE, stopped_by
+from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
+from mae_nas.cli.launch import DECIDED
 from mae_nas.runs.folder import RunFolder
 from mae_nas.stopping import SIGNALS
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 # Of whoever started the sweep: a job that inherited them would take itself for a rank of it.
 _FOREIGN = re.compile(
-    r"((LOCAL|GLOBAL|GROUP|NODE)_)?RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+|MAE_NAS_DECIDED"
+    r"((LOCAL|GLOBAL|GROUP|NODE)_)?RANK|WORLD_SIZE|MASTER_(ADDR|PORT)|SLURM_\w+|" + DECIDED
 )
 _POLL_SECONDS = 0.5
 _REQUEUES = 10_000  # of a job that runs out of time
@@ -41,7 +43,17 @@ _REQUEUES = 10_000  # of a job that runs out of time
 
 @dataclass(frozen=True)
 class LauncherSettings(Checked):
-    """How the jobs are run; see `hydra_plugins.mae_nas_launcher.MaeNasLauncher`."""
+    """How the jobs are run.
+
+    Hydra's other launchers run jobs by its own code, under which Lightning starts the other ranks
+    of a job as further sweeps, and wandb takes all jobs for one run.
+
+    Args:
+        parallel: jobs at once; `auto` is one, with slurm all.
+        executor: `process` runs jobs here; `slurm` submits them by submitit, which requeues those
+            that are pre-empted or out of time; `local` does what slurm does, on this computer.
+        slurm: options of sbatch.
+    """
 
     parallel: int | Literal["auto"]
     executor: Literal["process", "slurm", "local"]
@@ -140,57 +152,86 @@ def last_words(lines: Sequence[str]) -> str:
     return "; ".join(complaints) or next((line for line in reversed(lines) if line), "")
 
 
-def run_jobs(jobs: Sequence[Job], settings: LauncherSettings) -> list[Job]:
-    """The jobs with their ends, in order; a signal goes to all that run, and no other starts."""
-    return _Runner(settings, settings.at_once(len(jobs)), len(jobs)).run(jobs)
+class Signals:
+    """Where a sweep's signals go: at first they end it, once jobs have started they end those."""
+
+    def __init__(self) -> None:
+        self.received = 0  # the last one
+        self.has_started = False
+        self.running: set[Task] = set()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Signals come here inside; the handlers of before are put back."""
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        if not self.has_started:
+            raise KeyboardInterrupt
+        if self.running:
+            sys.stdout.write(
+                "Stopping the sweep; jobs end after a last reading (again to stop at once)\n"
+            )
+            sys.stdout.flush()
+        for task in tuple(self.running):
+            task.stop(number)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's jobs, and where its signals go; Hydra carries it as its task function."""
+
+    jobs: Sequence[Job]
+    signals: Signals
+
+    def __call__(self, _config: object) -> None:
+        """Nothing: jobs are commands."""
+
+
+def run_jobs(jobs: Sequence[Job], settings: LauncherSettings, signals: Signals) -> list[Job]:
+    """The jobs with their ends, in order; those that have one already are not started."""
+    runner = _Runner(jobs, settings, signals)
+    jobs[0].folder.parent.mkdir(parents=True, exist_ok=True)
+    signals.has_started = True
+    with ThreadPoolExecutor(runner.at_once) as pool:
+        return list(pool.map(runner.run, jobs))
+
+
 class _Runner:
-    settings: LauncherSettings
-    at_once: int
-    total: int
-    received: int = 0  # the signal that ends the sweep
-    running: set[Task] = field(default_factory=set)
-
-    def run(self, jobs: Sequence[Job]) -> list[Job]:
+    def __init__(self, jobs: Sequence[Job], settings: LauncherSettings, signals: Signals) -> None:
+        self.settings, self.signals = settings, signals
+        self.total, self.at_once = len(jobs), settings.at_once(len(jobs))
+        self.devices = max(job.devices for job in jobs)
         wants = self.at_once > 1 and any(job.on_gpus for job in jobs)
         self.gpus = _visible_gpus() if wants else []
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.at_once):
             self.slots.put(slot)
-        before = {n: signal.signal(n, self._stop) for n in SIGNALS}
-        try:
-            with ThreadPoolExecutor(self.at_once) as pool:
-                return list(pool.map(self._one, jobs))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-        sys.stdout.write(
-            "Stopping the sweep; jobs end after a last reading (again to stop at once)\n"
-        )
-        sys.stdout.flush()
-        for task in tuple(self.running):
-            task.stop(number)
-
-    def _one(self, job: Job) -> Job:
+    def run(self, job: Job) -> Job:
         label = f"[{job.number + 1}/{self.total}] "
+        ended = job.ended
         slot = self.slots.get()
         task = Task(job.command, self._variables(job, slot), label, job.nodes)
         try:
-            if self.received:
+            if self.signals.received:
                 return job
             words = " ".join(f"{key}={value}" for key, value in job.point.items())
-            sys.stdout.write(f"{label}{words or job.folder.name}\n")
+            words = words or job.folder.name
+            sys.stdout.write(f"{label}{words}{ended and f': {ended} already'}\n")
             sys.stdout.flush()
+            if ended:
+                return replace(job, code=DONE)
             code, reason = self._execute(task, job)
-            if self.received and code is not None and code < 0:  # too young to end in order
-                code = stopped_by(self.received)
-            is_told = code not in (DONE, COLLAPSED, REQUEUE, INTERRUPTED)
-            return replace(job, code=code, reason=reason if is_told else "")
+            if self.signals.received and code is not None and code < 0:  # too young to end in order
+                code = stopped_by(self.signals.received)
+            return replace(job, code=code, reason="" if is_in_order(code) else reason)
         finally:
             self.slots.put(slot)
 
@@ -200,21 +241,21 @@ class _Runner:
                 return self._submit(task, job)
             except Exception as error:  # noqa: BLE001 - of this job; the others go on
                 return FAILED, (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.running.add(task)
+        self.signals.running.add(task)
         try:
-            return task()
+            return (None, "") if self.signals.received else task()
         finally:
-            self.running.discard(task)
+            self.signals.running.discard(task)
 
     def _submit(self, task: Task, job: Job) -> tuple[int | None, str]:
-        while RunFolder(job.folder).is_held() and not self.received:
+        while RunFolder(job.folder).is_held() and not self.signals.received:
             time.sleep(_POLL_SECONDS)  # by a job of an earlier sweep, which went on
-        if self.received:
+        if self.signals.received:
             return None, ""
         submitted = self._executor(job).submit(task)
         sys.stdout.write(f"{task.label}job {submitted.job_id}, log {submitted.paths.stdout}\n")
         while not submitted.done():
-            if self.received:
+            if self.signals.received:
                 return None, f"job {submitted.job_id} goes on; when it has ended, start this again"
             time.sleep(_POLL_SECONDS)
         return submitted.results()[0]
@@ -241,8 +282,8 @@ class _Runner:
         if self.at_once > 1 and self.settings.executor == "process":
             cores = (os.cpu_count() or 1) // (self.at_once * job.devices)
             variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))
-            shares = max(1, len(self.gpus) // job.devices)
-            first = slot % shares * job.devices
+            shares = max(1, len(self.gpus) // self.devices)  # each as large as any job needs
+            first = slot % shares * self.devices
             if self.gpus:
                 variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[first : first + job.devices])
         return variables

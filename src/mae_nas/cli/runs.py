@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from mae_nas.cli.arguments import read_arguments
@@ -14,7 +13,7 @@ mae-nas runs [FOLDER] [format=text|json]
 
 List the runs in FOLDER (default: runs) and below it, the last one to change at the end.
   state   running | stopped (resume=auto goes on) | finished | collapsed | failed | unreadable
-  skips   of the normal cell, beside the mean of cells derived from noise
+  skips_normal   of the normal cell, beside chance_normal: the mean of cells derived from noise
   age     since the run's last sign of life
 """
 
@@ -42,12 +41,8 @@ def runs(arguments: Sequence[str]) -> str:
                 "run": run.folder.relative_to(root),
                 "state": run.state,
                 "step": run.step,
-                "verdict": run.verdict,
-                "loss": run.loss,
-                "skips": run.skips_normal,
-                "chance": run.chance_normal,
-                "time": None if run.seconds is None else timedelta(seconds=run.seconds),
-                "age": None if run.age is None else timedelta(seconds=run.age),
+                **run.measures(),
+                "age": run.age,
                 "reason": run.reason,
             }
             for run in found

@@ -11,6 +11,7 @@ from mae_nas.keys import find
 from mae_nas.runs.files import read_json
 from mae_nas.runs.folder import FORMAT, RunFolder
 
+MEASURES = ("skips_normal", "loss", "verdict", "seconds", "chance_normal")
 Value = TypeVar("Value")
 
 
@@ -43,6 +44,10 @@ class RunState:
     age: float | None = None
     reason: str = ""
 
+    def measures(self) -> dict[str, object]:
+        """What tables show of it."""
+        return {name: getattr(self, name) for name in MEASURES}
+
 
 def look(path: Path) -> RunState:
     """The state of the run in `path`, which is not disturbed."""
@@ -62,7 +67,8 @@ def look(path: Path) -> RunState:
         verdict=_value(reading, "verdict", str),
         loss=_value(reading, "held_out_loss", float),
         skips_normal=_value(reading, "skips.normal", int),
-        chance_normal=_value(summary, "skip_chance.normal.mean", float),
+        chance_normal=_value(summary, "skip_chance.normal.mean", float)
+        or _value(reading, "chance_normal", float),  # of a run that goes on, or was killed
         seconds=_value(summary, "wall_seconds", float),
         age=max(0.0, time.time() - max(signs)) if signs else None,
         reason=_value(summary, "reason", str) or "",
@@ -93,14 +99,15 @@ def _is_ours(config: Path) -> bool:
 
 def columns(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as text, their values below their keys."""
-    lines = [list(rows[0]), *([_said(value) for value in row.values()] for row in rows)]
+    lines = [list(rows[0]), *([_said(*pair) for pair in row.items()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _said(value: object) -> str:
+def _said(key: str, value: object) -> str:
     if value is None:
         return "–"
-    if isinstance(value, timedelta):
-        return str(value).partition(".")[0]
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    is_time = key in ("seconds", "age")
+    return str(timedelta(seconds=value)).partition(".")[0] if is_time else f"{value:.4f}"

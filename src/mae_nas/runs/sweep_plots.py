@@ -49,7 +49,7 @@ def _curves(rows: Sequence[SweepRow], axis: str) -> Figure:
     names = _distinct(rows, axis)
     places = _places(names)
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    panels, chance = figure.subplots(1, len(PANELS)), _chance(rows)
+    panels = figure.subplots(1, len(PANELS))
     for panel, (key, (title, measure)) in zip(panels, PANELS.items(), strict=True):
         colour = WEIGHT if key == "loss" else ARCHITECTURE
         found = [_measured(_at(rows, {axis: name}), measure) for name in names]
@@ -61,22 +61,22 @@ def _curves(rows: Sequence[SweepRow], axis: str) -> Figure:
         panel.plot(at, mean, color=colour, lw=2)
         for place, measured in known:
             panel.plot([place] * len(measured), measured, "o", color=colour, ms=5, alpha=0.7)
-        panel.set(title=_titled(key, title, chance), xlabel=axis)
+        panel.set(title=_titled(key, title, rows), xlabel=axis)
         panel.set_xticks(places, names)
         if key == "skips":
             panel.set_ylim(-0.4, max(8.0, max(mean, default=0)) + 0.6)
             panel.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if chance is not None:
-                panel.axhline(chance, color=MUTED, lw=1, ls="--")
+            chance = [_measured(_at(rows, {axis: name}), _chance) for name in names]
+            levels = [(p, np.mean(f)) for p, f in zip(places, chance, strict=True) if f]
+            panel.plot(*zip(*levels, strict=True), color=MUTED, lw=1, ls="--", marker="_", ms=14)
     note = "line: mean over seeds; shaded: one standard deviation; dots: jobs; dashed: chance"
     figure.supxlabel(note, fontsize=9, color=MUTED)
     return figure
 
 
-def _chance(rows: Sequence[SweepRow]) -> float | None:
-    """Skips of cells derived from noise, unless the rows differ in it, as over spaces."""
-    found = {row.run.chance_normal for row in rows} - {None}
-    return found.pop() if len(found) == 1 else None
+def _chance(row: SweepRow) -> float | None:
+    """Skips of cells derived from noise in the job's space."""
+    return row.run.chance_normal
 
 
 def _heat_maps(
@@ -93,11 +93,12 @@ def _heat_maps(
         limits = _limits(_measured(rows, measure))
         for facet, panel in zip(facets, panels[:, column], strict=True):
             inside = _at(rows, facet)
+            in_cells = key == "skips" and len(set(_measured(inside, _chance))) > 1
             for y, x in product(range(len(values[down])), range(len(values[across]))):
                 cell = {**facet, down: values[down][y], across: values[across][x]}
-                _draw_cell(panel, (x, y), _at(inside, cell), measure, limits)
+                _draw_cell(panel, (x, y), _at(inside, cell), measure, limits, in_cells)
             named = ", ".join(f"{key}={value}" for key, value in facet.items())
-            panel.set_title("\n".join(filter(None, [_titled(key, title, _chance(inside)), named])))
+            panel.set_title("\n".join(filter(None, [_titled(key, title, inside), named])))
             panel.set_xticks(range(len(values[across])), values[across])
             panel.set_yticks(range(len(values[down])), values[down])
             panel.set(xlabel=across, ylabel=down, aspect="auto")
@@ -112,6 +113,7 @@ def _draw_cell(
     rows: Sequence[SweepRow],
     measure: Measure,
     limits: tuple[float, float],
+    with_chance: bool,
 ) -> None:
     """The mean of a cell's jobs, or why there is none."""
     x, y = place
@@ -121,6 +123,8 @@ def _draw_cell(
         mean, low, high = float(np.mean(found)), *limits
         fill = to_hex(colormaps["Blues"](0.1 + 0.8 * (mean - low) / max(high - low, 1e-12)))
         text = f"{mean:.3g}" + (f"\n± {_deviation(found):.2g}" if len(found) > 1 else "")
+        chance = _measured(rows, _chance) if with_chance else []
+        text += f"\nchance {np.mean(chance):.2f}" if chance else ""
     hatch = None if found else "///"
     panel.add_patch(
         Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, facecolor=fill, edgecolor=FAINT, hatch=hatch)
@@ -129,9 +133,10 @@ def _draw_cell(
     panel.text(x, y, text, ha="center", va="center", color=ink, fontsize=9)
 
 
-def _titled(key: str, title: str, chance: float | None) -> str:
-    """A skip count is never shown without what chance gives."""
-    return title if key != "skips" or chance is None else f"{title} (chance {chance:.2f})"
+def _titled(key: str, title: str, rows: Sequence[SweepRow]) -> str:
+    """A skip count is never shown without what chance gives, in each space if there are several."""
+    found = [f"{chance:.2f}" for chance in sorted(set(_measured(rows, _chance)))]
+    return title if key != "skips" or not found else f"{title} (chance {', '.join(found)})"
 
 
 def _deviation(found: Sequence[float]) -> float:

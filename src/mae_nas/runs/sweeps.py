@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae_nas.runs.files import write_text
-from mae_nas.runs.listing import RunState
+from mae_nas.runs.listing import MEASURES, RunState
 
-COLUMNS = ("job", "overrides", "status", "skips_normal", "loss", "verdict", "seconds")
+COLUMNS = ("job", "overrides", "status", *MEASURES, "reason")
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class SweepRow:
 
     def cells(self) -> dict[str, object]:
         """The table's columns."""
-        run = self.run
         overrides = " ".join(f"{key}={value}" for key, value in self.point.items())
-        values = (run.skips_normal, run.loss, run.verdict, run.seconds)
-        named = zip(COLUMNS, (self.job, overrides, self.status, *values), strict=True)
-        return {**dict(named), "chance_normal": run.chance_normal, "reason": self.reason}
+        values = (self.job, overrides, self.status, *self.run.measures().values(), self.reason)
+        return dict(zip(COLUMNS, values, strict=True))
 
 
 def write_table(rows: Sequence[SweepRow], path: Path) -> None:
@@ -52,6 +50,18 @@ def write_table(rows: Sequence[SweepRow], path: Path) -> None:
     writer.writeheader()
     writer.writerows(cells)
     write_text(path, text.getvalue())
+
+
+def refuse_other_axes(path: Path, axes: Collection[str]) -> None:
+    """Raise one line if `path` is the table of a sweep over other axes than `axes`."""
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            old = set(next(csv.reader(file), [])) - set(COLUMNS)
+        if old != set(axes):
+            over = f"{', '.join(sorted(old)) or 'nothing'}, not {', '.join(axes) or 'nothing'}"
+            raise ValueError(
+                f"hydra.sweep.dir: {path.parent} is of a sweep over {over}; choose another"
+            )
 
 
 def mistakes(rows: Sequence[SweepRow]) -> list[SweepRow]:
