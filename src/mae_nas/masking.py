@@ -95,6 +95,11 @@ class Masking(Checked):
         grid = side // self.patch_size
         return sample_hidden(key, index, (grid, grid), hidden_count(patches, self.ratio))
 
+    def visible(self, hidden: Tensor) -> "VisibleMap":
+        """What `hidden` (B, g, g) of `sample` leaves to be seen."""
+        patches = hidden[0].numel()
+        return VisibleMap(hidden, self.patch_size, patches - hidden_count(patches, self.ratio))
+
 
 def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
@@ -137,9 +142,12 @@ class VisibleMap:
     Args:
         hidden: (B, h, w), bool, one value per patch.
         patch_size: pixels per side of a patch.
+        shown: how many patches of each image are visible, if all show equally many.
     """
 
-    def __init__(self, hidden: Tensor, patch_size: int) -> None:
+    def __init__(self, hidden: Tensor, patch_size: int, shown: int | None = None) -> None:
+        self._patch_size = patch_size
+        self._shown = shown
         self._pixels = ~to_pixels(hidden, patch_size)
         self._cells: dict[int, Tensor] = {1: self._pixels}
 
@@ -150,6 +158,12 @@ class VisibleMap:
             blocks = self._pixels.view(batch, 1, height // stride, stride, width // stride, stride)
             self._cells[stride] = blocks.any(dim=5).any(dim=3)
         return self._cells[stride]
+
+    def count_at(self, stride: int) -> int | None:
+        """Visible cells of each image on that map; None if that differs between images."""
+        if self._shown is None or self._patch_size % stride:
+            return None
+        return self._shown * (self._patch_size // stride) ** 2
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -94,7 +94,7 @@ class Reconstruction(Objective):
         image = batch.image.masked_fill(hidden, 0.0)
         visible = None
         if self.masking.mode == "sparse":
-            visible = VisibleMap(patches, self.masking.patch_size)
+            visible = self.masking.visible(patches)
         features = encode(image, visible)
         if visible is not None:
             features = self.densify(features, visible)

@@ -1,0 +1,117 @@
+"""Depthwise convolutions on a CPU by our own kernel, compiled on first use.
+
+The kernel has a plain C interface: without torch's headers it takes seconds to compile.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mae_nas.supernet.depthwise.compiler import library
+from mae_nas.supernet.sites import Sites
+
+if TYPE_CHECKING:
+    from mae_nas.supernet.depthwise import Form
+
+NAME = "cpp"
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("images", "edges", "height", "width", "channels", "threads")
+    ]
+
+
+class _Sites(ctypes.Structure):
+    _fields_ = [
+        ("runs", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("per_image", ctypes.c_int64),
+        ("shared", ctypes.c_int64),
+    ]
+
+
+def serves(like: Tensor) -> bool:
+    """Whether there is a kernel for tensors of this device, type and width, (M, C)."""
+    fits = like.dtype in (torch.float32, torch.float64) and like.shape[-1] % 4 == 0
+    return like.device.type == "cpu" and fits and library() is not None
+
+
+def forward(
+    form: "Form",
+    x: Sequence[Tensor],
+    weight: Tensor,
+    shift: Tensor | None,
+    source: Sites,
+    target: Sites,
+    out: Sequence[Tensor],
+) -> None:
+    """See the package."""
+    _run(
+        "forward",
+        *_described(form, weight, source, target),
+        _pointers(x),
+        weight.data_ptr(),
+        None if shift is None else shift.data_ptr(),
+        _pointers(out),
+        _strides(out),
+    )
+
+
+def backward(
+    form: "Form",
+    x: Sequence[Tensor],
+    weight: Tensor,
+    source: Sites,
+    target: Sites,
+    gradient: Sequence[Tensor],
+    to_x: Sequence[Tensor],
+    wants_weight: bool,
+) -> Tensor | None:
+    """See the package."""
+    to_weight = torch.empty_like(weight) if wants_weight else None
+    _run(
+        "backward",
+        *_described(form, weight, source, target),
+        _pointers(x),
+        weight.data_ptr(),
+        _pointers(gradient),
+        _strides(gradient),
+        _pointers(to_x),
+        None if to_weight is None else to_weight.data_ptr(),
+    )
+    return to_weight
+
+
+def _run(name: str, *arguments: object) -> None:
+    loaded = library()
+    assert loaded is not None
+    converted = [ctypes.c_void_p(a) if a is None or type(a) is int else a for a in arguments]
+    if not getattr(loaded, f"mae_nas_depthwise_{name}")(*converted):
+        raise AssertionError(f"no depthwise kernel for {arguments[3:7]}")
+
+
+def _described(form: "Form", weight: Tensor, source: Sites, target: Sites) -> list[object]:
+    threads = min(torch.get_num_threads(), source.batch)
+    edges, channels = len(weight), weight.shape[-1]
+    shape = _Shape(source.batch, edges, source.height, source.width, channels, threads)
+    numbers = (*form, weight.element_size())
+    return [ctypes.byref(shape), _sites(source), _sites(target), *map(ctypes.c_int, numbers)]
+
+
+def _sites(sites: Sites) -> object:
+    runs = sites.runs
+    shared = len(runs) == 1
+    return ctypes.byref(_Sites(runs.data_ptr(), runs.shape[1], sites.per_image, shared))
+
+
+def _pointers(tensors: Sequence[Tensor]) -> object:
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def _strides(tensors: Sequence[Tensor]) -> object:
+    return (ctypes.c_int64 * len(tensors))(*[tensor.stride(0) for tensor in tensors])

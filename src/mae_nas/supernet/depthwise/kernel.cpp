@@ -1,0 +1,305 @@
+// Depthwise convolutions of several edges that leave one node, forward and both gradients.
+//
+// Channels are innermost. An image is copied once into a scratch frame with its zero padding; all
+// edges read from there. Sites are given as runs: stretches of neighbouring sites within a row, so
+// that a dense map (a run a row) and the visible sites of a masked one are the same to all below.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <omp.h>
+
+namespace {
+
+struct Run {
+    int32_t row, column, length, site;  // site: of its first, counted within the image
+};
+
+// One resolution of a batch: `count` runs an image, the same for all images if `shared`.
+struct Sites {
+    const Run* runs;
+    int64_t count, per_image, shared;
+
+    const Run* of(int64_t image) const { return runs + (shared ? 0 : image * count); }
+};
+
+struct Shape {
+    int64_t images, edges, height, width, channels, threads;
+};
+
+template <typename T, int LANES>
+struct Vector {
+    typedef T type __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T))));
+};
+
+// Vectors need not be aligned to their size. (An attribute does not survive being a template's
+// argument, so V is found anew in here.)
+template <int LANES, typename T>
+inline typename Vector<T, LANES>::type load(const T* p) {
+    return *reinterpret_cast<const typename Vector<T, LANES>::type*>(p);
+}
+
+template <int LANES, typename T>
+inline void store(T* p, typename Vector<T, LANES>::type value) {
+    *reinterpret_cast<typename Vector<T, LANES>::type*>(p) = value;
+}
+
+// Rows of `stride` values into a zero frame that is `pad` wider on every side.
+template <typename T>
+void frame(const T* x, int64_t stride, T* scratch, const Shape& s, int pad, const Run* runs,
+           int64_t count) {
+    const int64_t across = s.width + 2 * pad;
+    std::memset(scratch, 0, sizeof(T) * (s.height + 2 * pad) * across * s.channels);
+    for (int64_t i = 0; i < count; ++i) {
+        T* to = scratch + ((runs[i].row + pad) * across + pad + runs[i].column) * s.channels;
+        const T* from = x + runs[i].site * stride;
+        if (stride == s.channels) {
+            std::memcpy(to, from, sizeof(T) * runs[i].length * s.channels);
+        } else {
+            for (int j = 0; j < runs[i].length; ++j)
+                std::memcpy(to + j * s.channels, from + j * stride, sizeof(T) * s.channels);
+        }
+    }
+}
+
+// `BLOCK` neighbouring outputs of one run: out (+)= Σ_taps w · x.
+template <typename T, int LANES, int K, int D, int S, int BLOCK, bool ADDS>
+inline __attribute__((always_inline)) void correlate_block(
+    const T* x, int64_t across, int64_t channels, const T* w, const T* shift, T* out,
+    int64_t out_stride) {
+    typedef typename Vector<T, LANES>::type V;
+    V sum[BLOCK];
+    for (int i = 0; i < BLOCK; ++i) {
+        if (ADDS) sum[i] = load<LANES>(out + i * out_stride);
+        else if (shift) sum[i] = -load<LANES>(shift);
+        else sum[i] = V{};
+    }
+    for (int kh = 0; kh < K; ++kh) {
+#pragma GCC unroll 5
+        for (int kw = 0; kw < K; ++kw) {
+            const V tap = load<LANES>(w + (kh * K + kw) * channels);
+            const T* at = x + (kh * D * across + kw * D) * channels;
+#pragma GCC unroll 8
+            for (int i = 0; i < BLOCK; ++i) sum[i] += tap * load<LANES>(at + i * S * channels);
+        }
+    }
+    for (int i = 0; i < BLOCK; ++i) store<LANES>(out + i * out_stride, sum[i]);
+}
+
+template <typename T, int LANES, int K, int D, int S, bool ADDS>
+void correlate(const T* scratch, int64_t across, int64_t channels, const T* w, const T* shift,
+               T* out, int64_t out_stride, const Run* runs, int64_t count) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        for (int64_t i = 0; i < count; ++i) {
+            const Run& run = runs[i];
+            const T* x = scratch + (run.row * S * across + run.column * S) * channels + c;
+            T* o = out + run.site * out_stride + c;
+            const T* bias = shift ? shift + c : nullptr;
+            int j = 0;
+            for (; j + 8 <= run.length; j += 8)
+                correlate_block<T, LANES, K, D, S, 8, ADDS>(
+                    x + j * S * channels, across, channels, w + c, bias, o + j * out_stride, out_stride);
+            for (; j + 4 <= run.length; j += 4)
+                correlate_block<T, LANES, K, D, S, 4, ADDS>(
+                    x + j * S * channels, across, channels, w + c, bias, o + j * out_stride, out_stride);
+            for (; j < run.length; ++j)
+                correlate_block<T, LANES, K, D, S, 1, ADDS>(
+                    x + j * S * channels, across, channels, w + c, bias, o + j * out_stride, out_stride);
+        }
+    }
+}
+
+// Gradient of the taps, a row of the kernel at a time so that its sums stay in registers.
+template <typename T, int LANES, int K, int D, int S>
+void gather_taps(const T* scratch, int64_t across, int64_t channels, const T* g, int64_t g_stride,
+                 T* to_w, const Run* runs, int64_t count) {
+    typedef typename Vector<T, LANES>::type V;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        for (int kh = 0; kh < K; ++kh) {
+            V even[K], odd[K];
+            for (int kw = 0; kw < K; ++kw) even[kw] = odd[kw] = V{};
+            for (int64_t i = 0; i < count; ++i) {
+                const Run& run = runs[i];
+                const T* x = scratch + ((run.row * S + kh * D) * across + run.column * S) * channels + c;
+                const T* gradient = g + run.site * g_stride + c;
+                int j = 0;
+                for (; j + 2 <= run.length; j += 2, x += 2 * S * channels, gradient += 2 * g_stride) {
+                    const V one = load<LANES>(gradient), two = load<LANES>(gradient + g_stride);
+#pragma GCC unroll 5
+                    for (int kw = 0; kw < K; ++kw) {
+                        even[kw] += one * load<LANES>(x + kw * D * channels);
+                        odd[kw] += two * load<LANES>(x + (S + kw * D) * channels);
+                    }
+                }
+                if (j < run.length) {
+                    const V one = load<LANES>(gradient);
+                    for (int kw = 0; kw < K; ++kw) even[kw] += one * load<LANES>(x + kw * D * channels);
+                }
+            }
+            for (int kw = 0; kw < K; ++kw) {
+                T* to = to_w + (kh * K + kw) * channels + c;
+                store<LANES>(to, load<LANES>(to) + even[kw] + odd[kw]);
+            }
+        }
+    }
+}
+
+// Stride 2 has no gathering form: each output's gradient goes to the sites that it saw.
+template <typename T, int LANES, int K, int D, int S>
+void scatter(T* scratch, int64_t across, int64_t channels, const T* w, const T* g, int64_t g_stride,
+             const Run* runs, int64_t count) {
+    typedef typename Vector<T, LANES>::type V;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        for (int64_t i = 0; i < count; ++i) {
+            const Run& run = runs[i];
+            for (int j = 0; j < run.length; ++j) {
+                const V gradient = load<LANES>(g + (run.site + j) * g_stride + c);
+                T* x = scratch + (run.row * S * across + (run.column + j) * S) * channels + c;
+                for (int kh = 0; kh < K; ++kh) {
+#pragma GCC unroll 5
+                    for (int kw = 0; kw < K; ++kw) {
+                        T* at = x + (kh * D * across + kw * D) * channels;
+                        store<LANES>(at, load<LANES>(at) + gradient * load<LANES>(w + (kh * K + kw) * channels + c));
+                    }
+                }
+            }
+        }
+    }
+}
+
+template <typename T, int LANES, int K, int D, int S>
+void forward(const Shape& s, const Sites& in, const Sites& out, const T* const* x, const T* w,
+             const T* shift, T* const* y, const int64_t* y_stride) {
+    const int pad = D * (K / 2);
+    const int64_t across = s.width + 2 * pad, taps = K * K * s.channels;
+#pragma omp parallel num_threads(s.threads)
+    {
+        std::vector<T> scratch((s.height + 2 * pad) * across * s.channels);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < s.images; ++n) {
+            for (int64_t e = 0; e < s.edges; ++e) {
+                if (e == 0 || x[e] != x[e - 1])
+                    frame(x[e] + n * in.per_image * s.channels, s.channels, scratch.data(), s, pad,
+                          in.of(n), in.count);
+                correlate<T, LANES, K, D, S, false>(
+                    scratch.data(), across, s.channels, w + e * taps,
+                    shift ? shift + e * s.channels : nullptr, y[e] + n * out.per_image * y_stride[e],
+                    y_stride[e], out.of(n), out.count);
+            }
+        }
+    }
+}
+
+// Adds to `to_x`; writes `to_w` unless it is null.
+template <typename T, int LANES, int K, int D, int S>
+void backward(const Shape& s, const Sites& in, const Sites& out, const T* const* x, const T* w,
+              const T* const* g, const int64_t* g_stride, T* const* to_x, T* to_w) {
+    const int pad = D * (K / 2);
+    const int64_t across = s.width + 2 * pad, taps = K * K * s.channels, all = s.edges * taps;
+    std::vector<T> flipped(S == 1 ? all : 0);
+    for (int64_t e = 0; S == 1 && e < s.edges; ++e)
+        for (int k = 0; k < K * K; ++k)
+            std::memcpy(&flipped[e * taps + k * s.channels],
+                        w + e * taps + (K * K - 1 - k) * s.channels, sizeof(T) * s.channels);
+    // A sum for each thread, added up in order: the same threads give the same bits.
+    std::vector<T> sums(to_w ? all * s.threads : 0, T(0));
+#pragma omp parallel num_threads(s.threads)
+    {
+        const int64_t size = (s.height + 2 * pad) * across * s.channels;
+        std::vector<T> seen(to_w ? size : 0), sent(size);
+        T* mine = to_w ? &sums[omp_get_thread_num() * all] : nullptr;
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < s.images; ++n) {
+            for (int64_t e = 0; e < s.edges; ++e) {
+                const T* gradient = g[e] + n * out.per_image * g_stride[e];
+                T* target = to_x[e] + n * in.per_image * s.channels;
+                if (to_w) {
+                    if (e == 0 || x[e] != x[e - 1])
+                        frame(x[e] + n * in.per_image * s.channels, s.channels, seen.data(), s, pad,
+                              in.of(n), in.count);
+                    gather_taps<T, LANES, K, D, S>(seen.data(), across, s.channels, gradient,
+                                                   g_stride[e], mine + e * taps, out.of(n), out.count);
+                }
+                if (S == 1) {
+                    frame(gradient, g_stride[e], sent.data(), s, pad, out.of(n), out.count);
+                    correlate<T, LANES, K, D, 1, true>(sent.data(), across, s.channels,
+                                                       &flipped[e * taps], nullptr, target,
+                                                       s.channels, in.of(n), in.count);
+                } else {
+                    if (e == 0 || to_x[e] != to_x[e - 1]) std::memset(sent.data(), 0, sizeof(T) * size);
+                    scatter<T, LANES, K, D, S>(sent.data(), across, s.channels, w + e * taps, gradient,
+                                               g_stride[e], out.of(n), out.count);
+                    if (e + 1 < s.edges && to_x[e] == to_x[e + 1]) continue;
+                    const Run* runs = in.of(n);
+                    for (int64_t i = 0; i < in.count; ++i) {
+                        T* to = target + runs[i].site * s.channels;
+                        const T* from = &sent[((runs[i].row + pad) * across + pad + runs[i].column) *
+                                              s.channels];
+                        for (int64_t v = 0; v < runs[i].length * s.channels; ++v) to[v] += from[v];
+                    }
+                }
+            }
+        }
+    }
+    if (!to_w) return;
+    std::memcpy(to_w, sums.data(), sizeof(T) * all);
+    for (int64_t t = 1; t < s.threads; ++t)
+        for (int64_t i = 0; i < all; ++i) to_w[i] += sums[t * all + i];
+}
+
+}  // namespace
+
+// The widest vectors of this computer, where the channels divide into them.
+#ifdef __AVX512F__
+constexpr int WIDE = 64;
+#else
+constexpr int WIDE = 32;
+#endif
+
+// 1 where a kernel of this form, type and number of channels exists.
+#define FORMS(CALL, T, LANES)                                   \
+    if (k == 3 && d == 1 && s == 1) { CALL(T, LANES, 3, 1, 1) } \
+    if (k == 5 && d == 1 && s == 1) { CALL(T, LANES, 5, 1, 1) } \
+    if (k == 3 && d == 2 && s == 1) { CALL(T, LANES, 3, 2, 1) } \
+    if (k == 5 && d == 2 && s == 1) { CALL(T, LANES, 5, 2, 1) } \
+    if (k == 3 && d == 1 && s == 2) { CALL(T, LANES, 3, 1, 2) } \
+    if (k == 5 && d == 1 && s == 2) { CALL(T, LANES, 5, 1, 2) } \
+    if (k == 3 && d == 2 && s == 2) { CALL(T, LANES, 3, 2, 2) } \
+    if (k == 5 && d == 2 && s == 2) { CALL(T, LANES, 5, 2, 2) } \
+    return 0;
+
+#define FORWARD(T, LANES, K, D, S)                                                     \
+    forward<T, LANES, K, D, S>(*shape, *in, *out, static_cast<const T* const*>(x),     \
+                               static_cast<const T*>(w), static_cast<const T*>(shift), \
+                               static_cast<T* const*>(y), y_stride);                   \
+    return 1;
+
+#define BACKWARD(T, LANES, K, D, S)                                                \
+    backward<T, LANES, K, D, S>(*shape, *in, *out, static_cast<const T* const*>(x), \
+                                static_cast<const T*>(w), static_cast<const T* const*>(g), g_stride, \
+                                static_cast<T* const*>(to_x), static_cast<T*>(to_w)); \
+    return 1;
+
+#define TYPES(CALL)                                                                            \
+    if (bytes == 4 && shape->channels % (WIDE / 4) == 0) { FORMS(CALL, float, WIDE / 4) }      \
+    if (bytes == 4 && shape->channels % 8 == 0) { FORMS(CALL, float, 8) }                      \
+    if (bytes == 4 && shape->channels % 4 == 0) { FORMS(CALL, float, 4) }                      \
+    if (bytes == 8 && shape->channels % (WIDE / 8) == 0) { FORMS(CALL, double, WIDE / 8) }     \
+    if (bytes == 8 && shape->channels % 4 == 0) { FORMS(CALL, double, 4) }                     \
+    return 0;
+
+extern "C" {
+
+int mae_nas_depthwise_forward(const Shape* shape, const Sites* in, const Sites* out, int k, int d,
+                              int s, int bytes, const void* x, const void* w, const void* shift,
+                              const void* y, const int64_t* y_stride) {
+    TYPES(FORWARD)
+}
+
+int mae_nas_depthwise_backward(const Shape* shape, const Sites* in, const Sites* out, int k, int d,
+                               int s, int bytes, const void* x, const void* w, const void* g,
+                               const int64_t* g_stride, const void* to_x, void* to_w) {
+    TYPES(BACKWARD)
+}
+}
