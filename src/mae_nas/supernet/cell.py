@@ -1,6 +1,7 @@
 """The seam behind which supernet cells are exchanged: same constructor, same contract."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -25,6 +26,11 @@ class SearchCell(nn.Module, ABC):
         self.space = space
         self.spec = spec
 
+    @property
+    def implementation(self) -> str:
+        """What has computed it, for the record."""
+        return "reference"
+
     @staticmethod
     @abstractmethod
     def enter(image_map: Tensor) -> CellState:
@@ -35,3 +41,6 @@ class SearchCell(nn.Module, ABC):
         self, before_last: CellState, last: CellState, mixture: Mixture, visible: VisibleMap | None
     ) -> CellState:
         """The cell's output state; `visible` is None without sparse masking."""
+
+
+CellMaker = Callable[[SearchSpace, CellSpec], SearchCell]

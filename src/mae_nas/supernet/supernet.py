@@ -18,7 +18,7 @@ from mae_nas.backbone import (
 from mae_nas.masking import VisibleMap
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
-from mae_nas.supernet.cell import SearchCell
+from mae_nas.supernet.cell import CellMaker, SearchCell
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Supernet(nn.Module):
         channels: of the image.
         stages: feature maps wanted, 1 to 3.
         plan: where the cells stand, from `SupernetSize.plan`.
-        cell: the implementation of a cell; all are equal, some are faster.
+        make_cell: makes a cell; all implementations are equal, some are faster.
 
     Shapes:
         image: (B, channels, side, side); with `visible` given, hidden pixels count as 0.
@@ -69,11 +69,10 @@ class Supernet(nn.Module):
         channels: int,
         stages: int,
         plan: BackbonePlan,
-        cell: type[SearchCell],
+        make_cell: CellMaker,
     ) -> None:
         super().__init__()
-        self.cell = cell
-        self.backbone = Backbone(plan, channels, stages, lambda spec: cell(space, spec))
+        self.backbone = Backbone(plan, channels, stages, lambda spec: make_cell(space, spec))
         # Much faster on a CPU: depthwise and pooling kernels vectorise over channels.
         self.to(memory_format=torch.channels_last)
 
@@ -90,4 +89,13 @@ class Supernet(nn.Module):
             image = image.masked_fill(~visible.at(1), 0.0)
         image = image.contiguous(memory_format=torch.channels_last)
         stem = self.backbone.stem(image, visible)
-        return self.backbone.run([self.cell.enter(state) for state in stem], step)
+        return self.backbone.run([self._cells[0].enter(state) for state in stem], step)
+
+    @property
+    def implementation(self) -> str:
+        """What has computed the cells, for the record."""
+        return ", ".join(sorted({cell.implementation for cell in self._cells}))
+
+    @property
+    def _cells(self) -> list[SearchCell]:
+        return [cell for cell in self.backbone.cells if isinstance(cell, SearchCell)]

@@ -1,0 +1,287 @@
+"""The supernet's cell, computed by source node: the reference's maths in a fraction of its time.
+
+Edges that leave a node share its ReLU, its pools and their statistics, and their depthwise
+convolutions read one input. What follows a depthwise convolution is folded into one product, see
+`fold`. Nodes are matrices (M, C), a row for each site, and pass between cells unconcatenated; under
+sparse masking only visible sites have rows, see `sites`.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from mae_nas.backbone import CellSpec, CellState
+from mae_nas.masking import VisibleMap
+from mae_nas.relaxations import Mixture
+from mae_nas.spaces import SearchSpace
+from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, ReLUConvBN, Skip
+from mae_nas.supernet import depthwise
+from mae_nas.supernet.layers import Layer, SeparableGroup, layer_of
+from mae_nas.supernet.pooled import Shared, add_shared
+from mae_nas.supernet.reference import MixedOp, ReferenceCell
+from mae_nas.supernet.separable import Setting, add_separable
+from mae_nas.supernet.sites import Sites, sites_at
+
+
+class RowState(CellState):
+    """What fused cells hand to each other."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """Images, height and width."""
+
+    @abstractmethod
+    def rectified(self, sites: Sites) -> Sequence[Tensor]:
+        """The state after a ReLU, as matrices (M, C_i) that lie side by side."""
+
+
+@dataclass(frozen=True, eq=False)
+class EntryState(RowState):
+    """A map (B, C, H, W) of the stem's."""
+
+    features: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        batch, _, height, width = self.features.shape
+        return batch, height, width
+
+    def dense(self) -> Tensor:
+        return self.features
+
+    def rectified(self, sites: Sites) -> Sequence[Tensor]:
+        return [sites.as_rows(self.features).relu()]
+
+
+@dataclass(frozen=True, eq=False)
+class NodeState(RowState):
+    """The nodes that a cell's output is made of, (M, C) each."""
+
+    nodes: Sequence[Tensor]
+    sites: Sites
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.sites.batch, self.sites.height, self.sites.width
+
+    def dense(self) -> Tensor:
+        return self.sites.as_map(torch.cat(list(self.nodes), 1))
+
+    def rectified(self, sites: Sites) -> Sequence[Tensor]:
+        assert sites is self.sites
+        return self._rectified
+
+    @cached_property
+    def _rectified(self) -> Sequence[Tensor]:  # for two cells
+        return [node.relu() for node in self.nodes]
+
+
+class FusedCell(ReferenceCell):
+    """`ReferenceCell` with another forward: the same weights, buffers and results.
+
+    Args:
+        space: edges and candidates.
+        spec: the cell's place in the backbone.
+        compiles: whether a kernel may be compiled for a CPU.
+        recomputes: compute depthwise convolutions again for the backward pass, for memory's sake.
+    """
+
+    def __init__(
+        self, space: SearchSpace, spec: CellSpec, compiles: bool = True, recomputes: bool = False
+    ) -> None:
+        super().__init__(space, spec)
+        self.compiles, self.recomputes = compiles, recomputes
+        self._backend = ""
+        candidates = space.shape(spec.kind)[1]
+        operations = [
+            dict(enumerate(_candidates(edge), e * candidates)) for e, edge in enumerate(self.edges)
+        ]
+        by_ends = dict(zip(space.edges, operations, strict=True))
+        self._sources = [
+            _Source([by_ends.get((source, target), {}) for target in space.concat])
+            for source in range(space.inputs + space.nodes)
+        ]
+        self._noises = [
+            (choice, source < space.inputs, operation)
+            for edge, (source, _) in zip(operations, space.edges, strict=True)
+            for choice, operation in edge.items()
+            if type(operation) is Noise
+        ]
+
+    @property
+    def implementation(self) -> str:
+        return f"fused{self._backend}"
+
+    @staticmethod
+    def enter(image_map: Tensor) -> CellState:
+        return EntryState(image_map)
+
+    def forward(
+        self, before_last: CellState, last: CellState, mixture: Mixture, visible: VisibleMap | None
+    ) -> CellState:
+        assert isinstance(before_last, RowState)
+        assert isinstance(last, RowState)
+        device = mixture.ops.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        # Sums, statistics and the fold are in float32 whatever the precision of the rest.
+        with torch.autocast(device, enabled=False):
+            return self._forward(before_last, last, mixture.ops.flatten(), visible, dtype)
+
+    def _forward(
+        self,
+        before_last: RowState,
+        last: RowState,
+        mixing: Tensor,
+        visible: VisibleMap | None,
+        dtype: torch.dtype | None,
+    ) -> NodeState:
+        batch, height, width = last.shape
+        ratio = self.spec.stride_out // self.spec.stride_in
+        before = sites_at(visible, self.spec.inputs[0].stride, before_last.shape)
+        outer = sites_at(visible, self.spec.stride_in, last.shape)
+        inner = sites_at(visible, self.spec.stride_out, (batch, height // ratio, width // ratio))
+        nodes = [
+            _preprocessed(self.preprocess0, before_last.rectified(before), before, outer, dtype),
+            _preprocessed(self.preprocess1, last.rectified(outer), outer, outer, dtype),
+        ]
+        noise = self._noise(nodes[0], outer, inner)
+        backend = depthwise.choose(nodes[0], self.compiles)
+        self._backend = f"-{backend.NAME}"
+        # What the nodes that follow have received so far, and what each of their rows still lacks.
+        width, following = self.spec.width, len(self.space.concat)
+        sums = [nodes[0].new_zeros(inner.rows, width) for _ in range(following)]
+        lacking = mixing.new_zeros(following, width)
+        for j, source in enumerate(self._sources):
+            if j >= self.space.inputs:
+                node = sums[j - self.space.inputs] + lacking[j - self.space.inputs]
+                nodes.append(inner.masked(node.to(sums[0].dtype)))
+            here = outer if j < self.space.inputs else inner
+            setting = Setting(here, inner, backend, self.training, self.recomputes, dtype)
+            sums, lacking = source.add_to(sums, lacking, nodes[j], mixing, setting, noise)
+        return NodeState(nodes[self.space.inputs :], inner)
+
+    def _noise(self, like: Tensor, outer: Sites, inner: Sites) -> Mapping[int, Tensor]:
+        """By choice: drawn in the reference's order, since its input's shape is all it needs."""
+        drawn = {}
+        for choice, enters, operation in self._noises:
+            sites = outer if enters else inner
+            shape = (sites.batch, sites.height, sites.width, like.shape[1])
+            y = operation(like.new_empty(shape).permute(0, 3, 1, 2), None, inner.visible)
+            drawn[choice] = inner.as_rows(y)
+        return drawn
+
+
+class _Source:
+    """What leaves one node of a cell.
+
+    Args:
+        operations: of the edges to each of the nodes that receive sums, the candidates by their
+            place among the cell's weights; none where there is no edge.
+    """
+
+    def __init__(self, operations: Sequence[Mapping[int, Primitive]]) -> None:
+        layers: list[Layer] = []
+        pools: dict[object, list[tuple[int, int, Pool]]] = {}
+        skips: list[tuple[int, int]] = []
+        self.others: list[tuple[int, int, Primitive]] = []
+        for slot, candidates in enumerate(operations):
+            for choice, operation in candidates.items():
+                layer = layer_of(slot, choice, operation)
+                if layer is not None:
+                    layers.append(layer)
+                elif type(operation) is Pool:
+                    pools.setdefault(operation.pool, []).append((slot, choice, operation))
+                elif type(operation) is Skip:
+                    skips.append((slot, choice))
+                elif not operation.is_zero:
+                    self.others.append((slot, choice, operation))
+        self.separable = SeparableGroup(layers, len(operations)) if layers else None
+        self.shared = list(_by_edges(pools, skips))
+
+    def add_to(
+        self,
+        sums: Sequence[Tensor],
+        lacking: Tensor,
+        h: Tensor,
+        mixing: Tensor,
+        setting: Setting,
+        noise: Mapping[int, Tensor],
+    ) -> tuple[list[Tensor], Tensor]:
+        """Add all that leaves the node `h` to the sums, and to what they lack."""
+        source, target, sums = setting.source, setting.target, list(sums)
+        if self.separable is not None:
+            group, r = self.separable, h.relu()
+            sums, lacking = add_separable(group, setting, r, mixing, sums, lacking)
+        for pools, is_skipped, shared in self.shared:
+            inputs = [
+                target.as_rows(
+                    pool.pool(source.as_map(h), source.visible, target.visible, pool.stride)
+                )
+                for pool in pools
+            ]
+            inputs += [h] * is_skipped
+            sums, lacking = add_shared(shared, setting, inputs, mixing, sums, lacking)
+        for slot, choice, operation in self.others:
+            y = noise.get(choice)
+            if y is None:
+                is_half = setting.precision is not None
+                with torch.autocast(h.device.type, setting.precision, enabled=is_half):
+                    y = operation(source.as_map(h), source.visible, target.visible)
+                y = target.as_rows(y)
+            sums[slot] = sums[slot] + mixing[choice].to(y.dtype) * y
+        return sums, lacking
+
+
+def _by_edges(
+    pools: Mapping[object, Sequence[tuple[int, int, Pool]]], skips: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[Pool], bool, Shared]]:
+    """Pools and skip of a node, together where they have the same edges."""
+    slots_of = {kind: tuple(slot for slot, _, _ in same) for kind, same in pools.items()}
+    skipped = tuple(slot for slot, _ in skips)
+    for slots in {*slots_of.values(), *([skipped] if skips else [])}:
+        alike = [same for kind, same in pools.items() if slots_of[kind] == slots]
+        choices = [choice for same in alike for _, choice, _ in same]
+        is_skipped = slots == skipped
+        choices += [choice for _, choice in skips] if is_skipped else []
+        norms = tuple(pool.norm for same in alike for _, _, pool in same)
+        yield [same[0][2] for same in alike], is_skipped, Shared(slots, tuple(choices), norms)
+
+
+def _candidates(edge: nn.Module) -> list[Primitive]:
+    assert isinstance(edge, MixedOp)
+    return [candidate for candidate in edge.candidates.values() if isinstance(candidate, Primitive)]
+
+
+def _preprocessed(
+    module: nn.Module,
+    pieces: Sequence[Tensor],
+    source: Sites,
+    target: Sites,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """What `ReLUConvBN` or `FactorizedReduce` makes of pieces that lie side by side: (M, C)."""
+    if isinstance(module, ReLUConvBN):
+        y = _product(pieces, module.conv.weight, dtype)
+    else:
+        assert isinstance(module, FactorizedReduce)
+        maps = [source.as_map(piece) for piece in pieces]
+        even = [target.as_rows(x[:, :, ::2, ::2]) for x in maps]
+        odd = [target.as_rows(x[:, :, 1::2, 1::2]) for x in maps]
+        halves = ((even, module.even), (odd, module.odd))
+        y = torch.cat([_product(half, conv.weight, dtype) for half, conv in halves], 1)
+    return target.normalised(module.norm, y)
+
+
+def _product(pieces: Sequence[Tensor], weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Pointwise convolution of a concatenation that does not exist."""
+    pieces = [piece.to(dtype or piece.dtype) for piece in pieces]
+    parts = weight[..., 0, 0].to(pieces[0].dtype).split([piece.shape[1] for piece in pieces], 1)
+    y = pieces[0] @ parts[0].T
+    for piece, part in zip(pieces[1:], parts[1:], strict=True):
+        y = torch.addmm(y, piece, part.T)
+    return y

@@ -1,0 +1,95 @@
+"""The separable convolutions that leave one node, sorted so that equal forms are neighbours."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from mae_nas.spaces.primitives import DepthwiseSeparable, Primitive, SepConv
+from mae_nas.supernet.depthwise import Form
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A separable convolution whose output is mixed.
+
+    Args:
+        slot: its edge, counted among those that leave the node.
+        choice: its mixing weight, counted among those of the cell.
+        first: the layer before it, of sep_conv.
+        last: itself.
+    """
+
+    slot: int
+    choice: int
+    first: DepthwiseSeparable | None
+    last: DepthwiseSeparable
+
+
+def layer_of(slot: int, choice: int, operation: Primitive) -> Layer | None:
+    """None: an operation of another kind."""
+    if type(operation) is SepConv:
+        return Layer(slot, choice, operation.first, operation.second)
+    if type(operation) is DepthwiseSeparable:
+        return Layer(slot, choice, None, operation)
+    return None
+
+
+class Kind:
+    """Depthwise convolutions of one form, neighbours among the members of their group."""
+
+    def __init__(self, form: Form, members: range, layers: Sequence[DepthwiseSeparable]) -> None:
+        self.form = form
+        self.members = members
+        self.convolutions = [layer.depthwise for layer in layers]
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """(E, k, k, C)."""
+        stacked = torch.stack([conv.weight for conv in self.convolutions])
+        return stacked[:, :, 0].permute(0, 2, 3, 1).to(dtype).contiguous()
+
+
+def _form(layer: DepthwiseSeparable) -> Form:
+    conv = layer.depthwise
+    return Form(conv.kernel_size[0], conv.dilation[0], conv.stride[0])
+
+
+def _kinds(layers: Sequence[DepthwiseSeparable], start: int = 0) -> list[Kind]:
+    kinds = []
+    for form, same in groupby(layers, _form):
+        members = list(same)
+        kinds.append(Kind(form, range(start, start := start + len(members)), members))
+    return kinds
+
+
+class SeparableGroup:
+    """The layers that leave one node.
+
+    Args:
+        layers: in any order.
+        slots: edges that leave the node.
+    """
+
+    def __init__(self, layers: Iterable[Layer], slots: int) -> None:
+        # Chained ones first, and equal forms together: members of a kind are neighbours.
+        layers = sorted(layers, key=lambda x: (x.first is None, _form(x.last), x.slot))
+        self.firsts = [layer.first for layer in layers if layer.first is not None]
+        self.lasts = [layer.last for layer in layers]
+        self.choices = tuple(layer.choice for layer in layers)
+        chained = len(self.firsts)
+        self.kinds = (
+            _kinds(self.firsts),
+            _kinds(self.lasts[:chained]),
+            _kinds(self.lasts[chained:], chained),
+        )
+        self.slots = tuple(layer.slot for layer in layers)
+        self.by_slot = [[q for q, s in enumerate(self.slots) if s == e] for e in range(slots)]
+        self.block = [self.by_slot[slot].index(q) for q, slot in enumerate(self.slots)]
+
+    def members(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """Each member's columns (M', C) of its edge's matrix, as views."""
+        cut = [m.chunk(len(here), 1) for m, here in zip(z, self.by_slot, strict=True) if here]
+        where = {e: cut.pop(0) for e, here in enumerate(self.by_slot) if here}
+        return [where[slot][block] for slot, block in zip(self.slots, self.block, strict=True)]

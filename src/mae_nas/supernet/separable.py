@@ -1,0 +1,312 @@
+"""All separable convolutions that leave one node, towards every node that follows.
+
+    z_1 = depthwise(r)                 first layers of sep_conv
+    u   = ReLU(W'_1 z_1 + b_1)         their pointwise products and norms, folded
+    z_2 = depthwise(u), depthwise(r)   second layers of sep_conv; dil_conv
+    node_t += W'_2 z_2 + b_2           pointwise products, norms and mixing weights, folded
+
+r is the node after its ReLU. An edge's z_2 lie side by side in one matrix, so that one product
+serves the edge. The backward pass needs r, u, z_1 and z_2, and can compute the last two again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mae_nas.spaces.primitives import DepthwiseSeparable
+from mae_nas.supernet.fold import Fold, Moments, Norms
+from mae_nas.supernet.layers import SeparableGroup
+from mae_nas.supernet.sites import Sites, index, wide
+
+Rows = Sequence[Tensor] | Tensor
+"""A matrix (M, C) for each member."""
+
+_MEAN_OF_U = 0.4  # 1/√(2π), of the positive part of a normal variable
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Where and how a group is computed.
+
+    Args:
+        source: sites of r.
+        target: sites of the nodes that follow.
+        backend: of the depthwise convolutions.
+        is_training: norms by the batch, not by running statistics.
+        recomputes: whether z_1 and z_2 are computed again for the backward pass.
+        precision: of autocast; None without.
+    """
+
+    source: Sites
+    target: Sites
+    backend: ModuleType
+    is_training: bool
+    recomputes: bool = False
+    precision: torch.dtype | None = None
+
+
+def add_separable(
+    group: SeparableGroup,
+    setting: Setting,
+    r: Tensor,
+    mixing: Tensor,
+    nodes: Sequence[Tensor],
+    lacking: Tensor,
+) -> tuple[list[Tensor], Tensor]:
+    """Add all layers' outputs to the nodes that they lead to.
+
+    Args:
+        group: of layers.
+        setting: of the computation.
+        r: (M, C); 0 at hidden rows.
+        mixing: weights of all candidates of the cell, flat.
+        nodes: per edge the sum so far, (M', C); changed in place.
+        lacking: what each of their rows still lacks, (edges, C); changed in place.
+
+    Returns:
+        The nodes, and `lacking`.
+    """
+    weights = [kind.weight(r.dtype) for kinds in group.kinds for kind in kinds]
+    points = [
+        torch.stack([layer.pointwise.weight for layer in layers])[..., 0, 0] if layers else None
+        for layers in (group.firsts, group.lasts)
+    ]
+    chosen = mixing[index(group.choices, r.device), None]
+    *nodes, lacking = _Separable.apply(
+        group, setting, r, chosen, *points, *weights, *nodes, lacking
+    )
+    return nodes, lacking
+
+
+class _Separable(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's
+        group: SeparableGroup,
+        setting: Setting,
+        r: Tensor,
+        mixing: Tensor,
+        first_points: Tensor | None,
+        last_points: Tensor,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = sum(map(len, group.kinds))
+        weights, nodes, lacking = rest[:count], rest[count:-1], rest[-1]
+        step = _Step(group, setting, r, weights)
+        z1 = u = first = None
+        if group.firsts:
+            assert first_points is not None
+            z1 = step.first_layers()
+            first = step.fold(z1, group.firsts, first_points, None, step.first_shift)
+            u = torch.baddbmm(step.cast(first.bias)[:, None], z1, step.cast(first.product).mT)
+            u = setting.target.masked(u.relu_())
+        z2 = step.last_layers(u)
+        last = step.fold(group.members(z2), group.lasts, last_points, mixing, step.last_shift)
+        product = step.cast(last.product)
+        for node, z, here in zip(nodes, z2, group.by_slot, strict=True):
+            if here:
+                node.addmm_(z, torch.cat([product[q] for q in here], 1).T)
+        lacking.index_add_(0, index(group.slots, r.device), last.bias)
+        ctx.mark_dirty(*nodes, lacking)
+        kept = [] if setting.recomputes else [z1, *z2]
+        ctx.save_for_backward(r, u, *weights, *kept)
+        ctx.group, ctx.setting, ctx.folds = group, setting, (first, last)
+        return (*nodes, lacking)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,  # noqa: ANN401 - torch's
+        *gradients: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        group, setting, (first, last) = ctx.group, ctx.setting, ctx.folds
+        r, u, *others = ctx.saved_tensors
+        count = sum(map(len, group.kinds))
+        weights, kept = others[:count], others[count:]
+        *to_nodes, to_lacking = gradients
+        _, _, _, wants_mixing, wants_first, wants_last, *wants = ctx.needs_input_grad
+        step = _Step(group, setting, r, weights, wants_weights=any(wants[:count]))
+        z1, *z2 = kept or [step.first_layers() if group.firsts else None, *step.last_layers(u)]
+        to_r = torch.zeros_like(r)
+
+        to_z2, to_last, to_mixing = step.through_nodes(
+            last, z2, to_nodes, to_lacking, wants_last, wants_mixing
+        )
+        to_members = group.members(to_z2)
+        to_direct = step.back(2, to_members, [r] * len(to_members), [to_r] * len(to_members))
+        to_first_points, to_weights = None, to_direct
+        if first is not None:
+            to_u = torch.zeros_like(u)
+            to_chained = step.back(1, to_members, u, to_u)
+            to_z1, to_first_points = step.through_relu(first, z1, u, to_u, wants_first)
+            to_first = step.back(0, to_z1, [r] * len(z1), [to_r] * len(z1))
+            to_weights = [*to_first, *to_chained, *to_direct]
+        to_points = (to_first_points, to_last)
+        return (None, None, to_r, to_mixing, *to_points, *to_weights, *to_nodes, to_lacking)
+
+
+class _Step:
+    """What both passes of one group do."""
+
+    def __init__(
+        self,
+        group: SeparableGroup,
+        setting: Setting,
+        r: Tensor,
+        weights: Sequence[Tensor],
+        wants_weights: bool = False,
+    ) -> None:
+        self.group, self.setting, self.r, self.wants_weights = group, setting, r, wants_weights
+        cuts = [len(kinds) for kinds in group.kinds]
+        starts = [0, cuts[0], cuts[0] + cuts[1]]
+        self.weights = [weights[i : i + n] for i, n in zip(starts, cuts, strict=True)]
+        self.first_shift = self.last_shift = None
+        if setting.is_training:
+            # About the means of the depthwise outputs, borders left out of account.
+            mean = r.sum(0) / setting.source.count
+            first, chained, direct = (
+                [weight.sum((1, 2)) * factor for weight in here]
+                for here, factor in zip(self.weights, (mean, _MEAN_OF_U, mean), strict=True)
+            )
+            self.first_shift = torch.cat(first) if first else None
+            self.last_shift = torch.cat([*chained, *direct])
+
+    def cast(self, x: Tensor) -> Tensor:
+        return x.to(self.r.dtype)
+
+    def first_layers(self) -> Tensor:
+        """z_1: (Q_1, M', C)."""
+        z = self.r.new_empty(len(self.group.firsts), self.setting.target.rows, self.r.shape[1])
+        self._apply(0, [self.r] * len(z), self.first_shift, z)
+        return self._masked(z)
+
+    def last_layers(self, u: Tensor | None) -> list[Tensor]:
+        """z_2, an edge's side by side: (M', blocks · C)."""
+        rows, width = self.setting.target.rows, self.r.shape[1]
+        z = [self.r.new_empty(rows, len(here) * width) for here in self.group.by_slot]
+        members = self.group.members(z)
+        self._apply(2, [self.r] * len(members), self.last_shift, members)
+        if u is not None:
+            self._apply(1, u, self.last_shift, members)
+        return [self._masked(each) for each in z]
+
+    def _apply(self, which: int, x: Rows, shift: Tensor | None, out: Rows) -> None:
+        setting = self.setting
+        source = setting.target if which == 1 else setting.source
+        for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True):
+            here = kind.members
+            setting.backend.forward(
+                kind.form,
+                [x[q] for q in here],
+                weight,
+                None if shift is None else shift[here.start : here.stop],
+                source,
+                setting.target,
+                [out[q] for q in here],
+            )
+
+    def back(
+        self,
+        which: int,
+        gradient: Rows,
+        x: Rows,
+        to_x: Rows,
+    ) -> list[Tensor | None]:
+        """Gradients of the kinds' taps; those of x are added to `to_x`."""
+        setting = self.setting
+        source = setting.target if which == 1 else setting.source
+        return [
+            setting.backend.backward(
+                kind.form,
+                [x[q] for q in kind.members],
+                weight,
+                source,
+                setting.target,
+                [gradient[q] for q in kind.members],
+                [to_x[q] for q in kind.members],
+                self.wants_weights,
+            )
+            for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True)
+        ]
+
+    def fold(
+        self,
+        z: Rows,
+        layers: Sequence[DepthwiseSeparable],
+        points: Tensor,
+        mixing: Tensor | None,
+        shift: Tensor | None,
+    ) -> Fold:
+        """Of the layers, by the moments of their z over visible rows."""
+        count, moments = self.setting.target.count, None
+        if self.setting.is_training:
+            total = torch.stack([wide(each).sum(0) for each in z])
+            gram = torch.stack([wide(each).T @ wide(each) for each in z])
+            moments = Moments(total / count, gram / count)
+        norms = Norms([layer.norm for layer in layers], count)
+        return Fold(norms, moments, points, mixing, shift)
+
+    def through_nodes(
+        self,
+        fold: Fold,
+        z2: Sequence[Tensor],
+        to_nodes: Sequence[Tensor],
+        to_lacking: Tensor,
+        wants_weight: bool,
+        wants_mixing: bool,
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """Through node_t += W'_2 z_2 + b_2: gradients of z_2, W_2 and a."""
+        group, product = self.group, self.cast(fold.product)
+        blocks = [to_node.T @ z for to_node, z in zip(to_nodes, z2, strict=True)]
+        to_product = torch.stack([wide(block) for block in group.members(blocks)])
+        to_bias = to_lacking[index(group.slots, to_lacking.device)]
+        found = self._folded(fold, to_product, to_bias, wants_weight, wants_mixing)
+        rows, both, to_weight, to_mixing = found
+        to_z2 = [to_node[:0] for to_node in to_nodes]
+        for e, (to_node, here) in enumerate(zip(to_nodes, group.by_slot, strict=True)):
+            if here:
+                across = torch.cat([product[q] for q in here], 1)
+                to_z2[e] = torch.addmm(torch.cat([rows[q] for q in here]), to_node, across)
+        if both is not None:
+            for to_z, z, square in zip(group.members(to_z2), group.members(z2), both, strict=True):
+                to_z.addmm_(z, square)
+        return [self._masked(to_z) for to_z in to_z2], to_weight, to_mixing
+
+    def through_relu(
+        self, fold: Fold, z1: Tensor, u: Tensor, to_u: Tensor, wants_weight: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through u = ReLU(W'_1 z_1 + b_1): gradients of z_1 and W_1."""
+        to_u = torch.ops.aten.threshold_backward(to_u, u, 0)
+        to_product, to_bias = wide(torch.bmm(to_u.mT, z1)), wide(to_u).sum(1)
+        rows, both, to_weight, _ = self._folded(fold, to_product, to_bias, wants_weight, False)
+        to_z1 = torch.baddbmm(rows[:, None], to_u, self.cast(fold.product))
+        if both is not None:
+            to_z1.baddbmm_(z1, both)
+        return self._masked(to_z1), to_weight
+
+    def _masked(self, x: Tensor) -> Tensor:
+        return self.setting.target.masked(x) if x.shape[-2] else x
+
+    def _folded(
+        self,
+        fold: Fold,
+        to_product: Tensor,
+        to_bias: Tensor,
+        wants_weight: bool,
+        wants_mixing: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """What the moments give to z, rows (Q, C) + z · (Q, C, C), and what W and a receive."""
+        found = fold.backward(to_product, to_bias, wants_weight, wants_mixing)
+        to_moments, to_weight, to_mixing = found
+        if to_moments is None:
+            rows, both = self.r.new_zeros(len(to_product), to_product.shape[2]), None
+        else:
+            to_mean, to_second = to_moments
+            rows = self.cast(to_mean / self.setting.target.count)
+            both = self.cast((to_second + to_second.mT) / self.setting.target.count)
+        return rows, both, to_weight, to_mixing
