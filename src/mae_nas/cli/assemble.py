@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -31,7 +32,7 @@ from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precisio
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.search.module import check_unrollable
 from mae_nas.spaces import SearchSpace
-from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
+from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
 
 Config = Mapping[str, Any]
 Part = TypeVar("Part")
@@ -121,9 +122,12 @@ def prepare(
     parts = assemble(maker, data.side, data.channels)
     raise_all(maker.problems)
     assert parts is not None  # or something would be wrong
+    make_cell: CellMaker = ReferenceCell
+    if efficiency.cell == "fused":
+        make_cell = partial(FusedCell, compiles=efficiency.cpp, recomputes=efficiency.recompute)
     module = SearchModule(
         parts.relaxation,
-        Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, ReferenceCell),
+        Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, make_cell),
         parts.objective,
         build(BilevelSettings, config["search"], {}, "search"),
         settings.epochs(data.steps_per_epoch),

@@ -121,7 +121,7 @@ def finish(
         "waiting_share": clock.waiting_share,
         "peak_memory_bytes": peak_memory(device),
         "preflight": run.cost and asdict(run.cost),
-        "backend": "reference",  # the implementation of the supernet's cells
+        "backend": run.module.supernet.implementation,
         "yardsticks": run.yardsticks,
         "beats_yardsticks": last.held_out_loss < min(run.yardsticks.values(), default=math.inf),
         "mask_ratio": {

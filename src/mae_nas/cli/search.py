@@ -112,6 +112,11 @@ def step_of(checkpoint: Path, run: Run, identity: Mapping[str, str]) -> int:
     step = saved["global_step"]
     if step >= run.last_step and not run.folder.genotype.exists():
         raise ValueError(f"trainer.max_steps: the run is at step {step} already; raise it")
+    before, now = str(saved.get("backend", "")), run.module.supernet.implementation
+    if before and before.partition("-")[0] != now.partition("-")[0]:
+        log.info(
+            "computed by the %s cell up to step %d, by the %s one from there", before, step, now
+        )
     return step
 
 

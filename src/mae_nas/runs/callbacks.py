@@ -251,9 +251,10 @@ class Checkpoints(pl.Callback):
             self._saved = time.monotonic()
 
     def on_save_checkpoint(
-        self, _trainer: object, _module: object, checkpoint: dict[str, Any]
+        self, _trainer: object, module: SearchModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint.update(self.identity, format=FORMAT)
+        backend = module.supernet.implementation
+        checkpoint.update(self.identity, format=FORMAT, backend=backend)
 
 
 class StopOnSignal(pl.Callback):

@@ -149,17 +149,28 @@ class Efficiency(Checked):
         resident: keep the images on the device; `auto` if they take up to a quarter of its memory.
         threads: of the CPU; `auto` leaves it to torch. A narrow supernet is fastest with one.
             (Sums may round differently with another number, as on another computer.)
+        cell: `fused` computes the supernet by source node, `reference` edge by edge, as it is
+            defined: the same search but for rounding, at a fraction of the speed.
+        cpp: compile a kernel for this computer's CPU, if it has a compiler, for `fused`.
+        recompute: computes some of `fused` twice, to hold less memory.
     """
 
     workers: int | Literal["auto"] = "auto"
     resident: bool | Literal["auto"] = "auto"
     threads: int | Literal["auto"] = "auto"
+    cell: Literal["fused", "reference"] = "fused"
+    cpp: bool = True
+    recompute: bool = False
 
     def _problems(self) -> Iterator[str]:
         if self.workers != "auto" and self.workers < 0:
             yield f"workers {self.workers}: must be 0 or more, or auto"
         if self.threads != "auto" and self.threads < 1:
             yield f"threads {self.threads}: must be at least 1, or auto"
+        if self.cell not in ("fused", "reference"):
+            yield f"cell {self.cell!r}: must be fused or reference"
+        if self.recompute and self.cell == "reference":
+            yield "recompute: is of the fused cell; leave it out, or use efficiency=fused"
 
 
 def device_type(accelerator: str) -> str:

@@ -168,7 +168,9 @@ class SearchModule(pl.LightningModule):
             scaler = None  # all in float32
             loss, gradients = self._unrolled_gradient(batches, weight_batches)
         else:
-            loss, gradients = mean_gradient(self._losses(batches), self.alphas, self.loss_scale)
+            with frozen(self.weights):
+                losses = self._losses(batches)
+                loss, gradients = mean_gradient(losses, self.alphas, self.loss_scale)
         self._record("arch_loss", loss)
         # An α without influence keeps grad None and is left untouched, weight decay included.
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
