@@ -6,7 +6,7 @@ MAE_NAS_DATA ?= data
 export MAE_NAS_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check lint-conf \
+.PHONY: help install demo test test-slow check lint-conf bench \
 	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size
 
 help: ## list the targets
@@ -38,6 +38,9 @@ check: install ## lint, format and types
 
 lint-conf: install ## every file in conf/ composes, and names exactly its class's arguments
 	$(BIN)/pytest tests/test_configs.py
+
+bench: install ## a search step in several ways side by side, recorded
+	$(BIN)/mae-nas bench search record=experiments/search_speed/records.jsonl $(ARGS)
 
 # Reproductions. Each can be stopped and started again; images lie below MAE_NAS_DATA, see the README.
 SCALE ?= smoke

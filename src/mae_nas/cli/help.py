@@ -12,6 +12,7 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas draw genotype=...          a picture of a genotype
   mae-nas inspect FOLDER             what a folder of images holds, and how to search on it
+  mae-nas bench search               how fast a step is, in several ways side by side
   mae-nas COMMAND --help             more about a command
   mae-nas --version
 

@@ -179,6 +179,12 @@ def _inspect(arguments: list[str]) -> int:
     return _answer(arguments, usage, inspect)
 
 
+def _bench(arguments: list[str]) -> int:
+    from mae_nas.cli.bench import bench, usage
+
+    return _answer(arguments, usage, bench)
+
+
 def _answer(
     arguments: list[str], usage: Callable[[], str], command: Callable[[list[str]], str]
 ) -> int:
@@ -219,4 +225,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
     "runs": _runs,
     "draw": _draw,
+    "bench": _bench,
 }

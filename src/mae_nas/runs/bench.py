@@ -1,0 +1,191 @@
+"""How fast a search step is, in several ways side by side in one process.
+
+A step is one update of w and one of α, decoder, loss and optimizers included, data left out. On a
+CPU it is timed in processor time of one thread, which other work on the computer disturbs least.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mae_nas.backbone import CellState
+from mae_nas.batch import Batch
+from mae_nas.decoders import HierarchicalDecoder
+from mae_nas.masking import Masking, VisibleMap
+from mae_nas.objectives import Reconstruction
+from mae_nas.relaxations import DARTS, Mixture
+from mae_nas.search.module import frozen
+from mae_nas.spaces import S0
+from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute a step.
+
+    Args:
+        make_cell: of the supernet.
+        sparse_ratio: of hidden patches that are not computed; None: dense.
+        is_naive: as DARTS published it: channels first, gradients of all weights in both updates,
+            optimizers that step a tensor at a time.
+    """
+
+    make_cell: CellMaker
+    sparse_ratio: float | None = None
+    is_naive: bool = False
+
+
+WAYS: Mapping[str, Way] = {
+    "naive": Way(ReferenceCell, is_naive=True),
+    "reference": Way(ReferenceCell),
+    "fused-torch": Way(partial(FusedCell, compiles=False)),
+    "fused-cpp": Way(FusedCell),
+    "fused-cpp-recompute": Way(partial(FusedCell, recomputes=True)),
+    "fused-cpp-sparse50": Way(FusedCell, 0.5),
+    "fused-cpp-sparse75": Way(FusedCell, 0.75),
+}
+
+
+def compare_ways(
+    size: SupernetSize, side: int, batch: int, repeats: int, on_round: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """A row for each way: seconds, ratio to the naive way, memory, operations.
+
+    Args:
+        size: of the supernet, in the space S0.
+        side: of the images, in pixels, with three channels.
+        batch: images in each half of a step.
+        repeats: rounds in which every way takes its turn; times are medians.
+        on_round: told each round's number.
+    """
+    steps = {name: _Step(way, size, side, batch) for name, way in WAYS.items()}
+    rows = {name: _row(name, step) for name, step in steps.items()}  # the first steps, untimed
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(repeats):
+        on_round(number)
+        for name, step in steps.items():
+            began = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - began)
+    naive = statistics.median(seconds["naive"])
+    for name, row in rows.items():
+        median = statistics.median(seconds[name])
+        row |= {"seconds": median, "least": min(seconds[name]), "most": max(seconds[name])}
+        row["ratio"] = naive / median
+    return list(rows.values())
+
+
+class _Step:
+    """Both updates, by one way."""
+
+    def __init__(self, way: Way, size: SupernetSize, side: int, batch: int) -> None:
+        space, self.way = S0(), way
+        torch.manual_seed(0)
+        plan = size.plan(space, side)
+        mode = "dense" if way.sparse_ratio is None else "sparse"
+        masking = Masking(way.sparse_ratio or 0.5, 8, mode)
+        decoder = HierarchicalDecoder(plan.features, 3)
+        self.objective = Reconstruction(decoder, plan.features, side, masking)
+        make = _NaiveSupernet if way.is_naive else Supernet
+        self.supernet = make(space, 3, 3, plan, way.make_cell)
+        self.relaxation = DARTS(space)
+        self.weights = [*self.supernet.parameters(), *self.objective.parameters()]
+        self.alphas = list(self.relaxation.parameters())
+        is_grouped = not way.is_naive
+        options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, "foreach": is_grouped}
+        self.of_weights = torch.optim.SGD(self.weights, 0.025, **options)
+        self.of_alphas = torch.optim.Adam(self.alphas, 3e-4, (0.5, 0.999), foreach=is_grouped)
+        self.batch = Batch(torch.randn(batch, 3, side, side), torch.arange(batch), 1)
+
+    def loss(self) -> Tensor:
+        mixtures = self.relaxation.mixture()
+
+        def encode(image: Tensor, visible: VisibleMap | None) -> Sequence[Tensor]:
+            return self.supernet(image, mixtures, visible)
+
+        return self.objective(encode, self.batch)[0]
+
+    def __call__(self) -> None:
+        self._update(self.alphas, self.weights, self.of_alphas)
+        self._update(self.weights, self.alphas, self.of_weights)
+
+    def _update(
+        self,
+        mine: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        if self.way.is_naive:
+            self.loss().backward()
+        else:
+            with frozen(others):
+                self.loss().backward()
+        if mine is self.weights:
+            nn.utils.clip_grad_norm_(mine, 5.0, foreach=not self.way.is_naive)
+        optimizer.step()
+        for parameter in (*mine, *others):
+            parameter.grad = None
+
+
+class _NaiveSupernet(Supernet):
+    """Channels first, as DARTS published it."""
+
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - those of a supernet
+        super().__init__(*arguments)
+        self.to(memory_format=torch.contiguous_format)
+
+    def forward(
+        self, image: Tensor, mixtures: Mapping[str, Mixture], visible: VisibleMap | None = None
+    ) -> Sequence[Tensor]:
+        assert visible is None
+
+        def run(cell: nn.Module, before_last: CellState, last: CellState) -> CellState:
+            assert isinstance(cell, ReferenceCell)
+            return cell(before_last, last, mixtures[cell.spec.kind], None)
+
+        stem = self.backbone.stem(image, None)
+        return self.backbone.run([ReferenceCell.enter(state) for state in stem], run)
+
+
+def _row(name: str, step: _Step) -> dict[str, Any]:
+    held: dict[int, int] = {}
+    known = {w.untyped_storage().data_ptr() for w in (*step.weights, *step.alphas)}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = step.loss()
+    del loss
+    with _Operations() as counted:
+        step()
+    backend = step.supernet.implementation
+    saved = sum(held.values()) / 1e6
+    return {"name": name, "saved_mb": saved, "operations": counted.count, "backend": backend}
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what torch would launch a kernel for; our compiled kernel counts as nothing."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,  # noqa: ANN401 - torch's
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        del types
+        self.count += not func.is_view and "empty" not in func.__name__
+        return func(*args, **(kwargs or {}))
