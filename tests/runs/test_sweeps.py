@@ -1,9 +1,10 @@
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from mae_nas.runs.listing import RunState
 from mae_nas.runs.sweep_plots import plot_sweep
-from mae_nas.runs.sweeps import SweepRow, mistakes, write_table
+from mae_nas.runs.sweeps import SweepRow, mistakes, settled, write_table
 
 
 def row(
@@ -43,6 +44,13 @@ def test_a_value_that_never_works_is_a_mistake() -> None:
 def test_a_refused_job_of_the_only_axis_is_a_mistake() -> None:
     rows = [row(r=".2"), row("impossible", None, r=".2")]
     assert mistakes(rows) == rows[1:]
+
+
+def test_a_mistake_is_shown_as_failed_and_a_hole_is_not() -> None:
+    grid = [row(p="2", r=".2"), row(p="2", r=".8"), row(p="16", r=".2")]
+    refused = [row("impossible", None, p=p, r=r) for p, r in (("16", ".8"), ("16", "2."))]
+    rows = [replace(each, job=number) for number, each in enumerate([*grid, *refused])]
+    assert [each.status for each in settled(rows)][3:] == ["impossible", "failed"]
 
 
 def test_failures_are_mistakes_and_stopped_jobs_are_not() -> None:

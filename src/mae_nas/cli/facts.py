@@ -137,7 +137,7 @@ def _describe(seen: _Seen, chosen: _Chosen) -> Facts:
             "images": seen.alike,
             "pairs": len(near),
             "divided": _divided(near, chosen.groups),
-            "examples": [[store.files[i] for i in pair] for pair in near[:5]],
+            "named": [[store.files[i] for i in pair] for pair in near],
         },
         "folders": dict(folders),
         "folders_are": _kind(folders, seen.has_sequences),
@@ -214,7 +214,7 @@ def _notes(facts: Facts) -> Iterator[str]:
     if facts["estimate"]["seconds"] * facts["search"]["steps"] > _LONG:
         yield (
             "this is long on this computer: trainer.max_steps=500 gives a first look, from which "
-            "resume=auto goes on; supernet.width=8 or a GPU make it shorter"
+            "resume=auto goes on; a narrower supernet (supernet.width) or a GPU make it shorter"
         )
     tops = {name.partition("/")[0] for name in facts["folders"]}
     if len(tops) > 1 and (tests := sorted(tops & set(_TESTS))):

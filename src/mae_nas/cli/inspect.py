@@ -82,7 +82,7 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     yield row("exact duplicates", f"{copies:,} (same bytes; they always share a side of the split)")
     yield from (row("", " = ".join(names[:_SHOWN])) for names in exact[:_SHOWN])
     yield row("near duplicates", f"{near['images']:,} images in {near['pairs']:,} pairs")
-    yield from (row("", " ~ ".join(pair)) for pair in near["examples"])
+    yield from (row("", " ~ ".join(pair)) for pair in near["named"][:_SHOWN])
     kind = f", like {facts['folders_are']}" if facts["folders_are"] else ""
     yield row("folders", f"{len(facts['folders']):,}{kind}: {listed(facts['folders'])}")
     yield ""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import torch
 
 from mae_nas.cli.assemble import Run
 from mae_nas.cli.preflight import out_of_memory
+from mae_nas.cli.spelling import quoted
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import Clock, Readings, verdict_line
 from mae_nas.runs.files import write_json
@@ -147,5 +149,6 @@ def finish(
     log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
     log.info("summary    %s", run.folder.summary)
     if record["state"] == "stopped":
-        log.info("to go on   the same command with resume=auto hydra.run.dir=%s", run.folder.path)
+        here = shlex.quote(f"hydra.run.dir={quoted(str(run.folder.path))}")
+        log.info("to go on   the same command with resume=auto %s", here)
     return record

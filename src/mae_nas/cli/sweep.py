@@ -12,7 +12,7 @@ from mae_nas.cli.jobs import Axis, Job, plan_jobs, split_values
 from mae_nas.cli.launcher import Plan, Signals
 from mae_nas.cli.library import CONFIG, open_library
 from mae_nas.runs.listing import RunState, columns, look
-from mae_nas.runs.sweeps import SweepRow, mistakes, refuse_other_axes, write_table
+from mae_nas.runs.sweeps import SweepRow, mistakes, refuse_other_axes, settled, write_table
 
 
 def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
@@ -31,13 +31,14 @@ def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) 
     folder = planned[0].folder.parent
     table = folder / "sweep.csv"
     refuse_other_axes(table, planned[0].point)
-    rows = [_row(job) for job in _multirun(Plan(planned, signals), common, config_dir)]
+    jobs = _multirun(Plan(planned, signals), common, config_dir)
+    rows = settled([_row(job) for job in jobs])
     write_table(rows, table)
     lines = [columns([row.cells() for row in rows]), f"table    {table}"]
     is_whole = not any(row.status in ("stopped", "waiting") for row in rows)
     if not is_whole:
         lines.append("to go on  the same command again")
-    if any(row.has_result for row in rows):
+    if planned[0].point and any(row.has_result for row in rows):
         from mae_nas.runs.sweep_plots import plot_sweep  # matplotlib, seconds
 
         lines += [f"picture  {path}" for path in plot_sweep(rows, folder)]

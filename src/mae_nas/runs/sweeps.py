@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_nas.runs.files import write_text
@@ -79,3 +79,9 @@ def mistakes(rows: Sequence[SweepRow]) -> list[SweepRow]:
 
     ended = ("failed", "unreadable", "impossible")
     return [row for row in rows if row.status in ended and not is_hole(row)]
+
+
+def settled(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """The rows, those of mistakes as failed."""
+    wrong = {row.job for row in mistakes(rows)}
+    return [replace(row, status="failed") if row.job in wrong else row for row in rows]
