@@ -136,6 +136,7 @@ class Task:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not _FOREIGN.fullmatch(k)}
+        kept["PYTHONSAFEPATH"] = "1"  # a queue.py of the user's is not to be taken for Python's
         if self.nodes > 1:
             from submitit import JobEnvironment
 

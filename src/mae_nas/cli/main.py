@@ -30,8 +30,6 @@ def main(argv: list[str] | None = None) -> int:
     # Before torch is loaded: threads that wait by spinning slow a step several times on a computer
     # that has anything else to do, since the supernet's operations are many and small.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Of processes started from here: a `queue.py` of the user's is not to be taken for Python's.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

@@ -43,14 +43,21 @@ class Norms:
         self._momentum = norms[0].momentum or 0.0
         self._is_across = getattr(norms[0], "synchronised", False) and ranks.size() > 1
 
-    def centred(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Mean, covariance and number of rows, those of all ranks if the norms say so."""
+    def centred(
+        self, moments: Moments, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | int]:
+        """Mean, covariance and number of rows, those of all ranks if the norms say so.
+
+        The mean lacks this rank's own `shift`, (Q, C).
+        """
         mean, second = moments
         is_full = second.dim() > mean.dim()
         covariance = second - (mean[:, :, None] * mean[:, None, :] if is_full else mean.square())
         if not self._is_across:
             return mean, covariance, self.count
         count = torch.as_tensor(self.count, dtype=mean.dtype, device=mean.device)
+        shift = torch.zeros_like(mean) if shift is None else shift.to(mean.dtype)
+        mean = mean + shift
         every = ranks.gather(torch.cat([count.view(1), mean.flatten(), covariance.flatten()]))
         counts, means, covariances = every.split([1, mean.numel(), covariance.numel()], dim=1)
         total = counts.sum()
@@ -59,7 +66,7 @@ class Norms:
         mean = torch.einsum("r,rqc->qc", share, means)
         apart = means - mean
         between = apart[..., None] * apart[..., None, :] if is_full else apart.square()
-        return mean, torch.einsum("r,r...->...", share, covariances + between), total
+        return mean - shift, torch.einsum("r,r...->...", share, covariances + between), total
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance, a row for each norm."""
@@ -126,7 +133,7 @@ class Fold:
         """Mean and variance of y = W z, (Q, C') each."""
         if self._moments is None:
             return norms.running()
-        mean, covariance, count = norms.centred(self._moments)
+        mean, covariance, count = norms.centred(self._moments, shift)
         if self._weight is None:
             centre, variance = mean, covariance
         else:
