@@ -233,3 +233,9 @@ def test_alpha_that_only_the_validation_loss_knows_gets_its_direct_gradient() ->
     )
     assert found[0] is not None
     assert found[0].tolist() == [3.0, 3.0]
+
+
+def test_an_alpha_without_any_influence_has_no_gradient() -> None:
+    alpha = torch.zeros(3, requires_grad=True)
+    value, (gradient,) = mean_gradient([lambda: torch.tensor(2.0)], [alpha])
+    assert (value.item(), gradient) == (2.0, None)

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from mae_nas.masking import Masking, VisibleMap
 from mae_nas.relaxations import Mixture
+from mae_nas.runs.measure import count_multiply_adds
 from mae_nas.spaces import S0, S1, S2, S3, S4, SearchSpace
-from mae_nas.spaces.primitives import PRIMITIVES, Primitive, Zero
-from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize
-from mae_nas.supernet.depthwise import cpp
+from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Primitive, SepConv, Zero
+from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize, sites
+from mae_nas.supernet.depthwise import cpp, plain
+from mae_nas.supernet.separable import Setting, add_separable
+from mae_nas.supernet.sites import Sites
 
 SPACES: dict[str, Callable[[], SearchSpace]] = {"s0": S0, "s1": S1, "s2": S2, "s3": S3, "s4": S4}
 SIDES = {"cifar": 16, "small": 32, "imagenet": 64}
@@ -192,8 +195,8 @@ def test_running_statistics_serve_outside_training(patch: int | None, backend: s
 
 
 @pytest.mark.parametrize("patch", [None, 2, 8])
-def test_recomputing_changes_nothing(patch: int | None) -> None:
-    check(S0(), patch=patch, backend="torch", depth=3, recomputes=True)
+def test_recomputing_by_cpp_or_torch_changes_nothing(patch: int | None) -> None:
+    check(S0(), patch=patch, backend="cpp", depth=3, recomputes=True)
     check(S1(), patch=patch, backend="torch", depth=3, recomputes=True)
 
 
@@ -295,6 +298,101 @@ def test_the_two_cells_hold_the_same_state_in_the_same_order() -> None:
     reference, fused = build(S1(), "cifar", 5, 4)
     assert list(reference.state_dict()) == list(fused.state_dict())
     assert [n for n, _ in reference.named_parameters()] == [n for n, _ in fused.named_parameters()]
+
+
+def test_costs_are_counted_edge_by_edge_whatever_computes() -> None:
+    with torch.device("cpu"):
+        plan = SupernetSize(16, 8).plan(S0(), 32)
+        nets = [Supernet(S0(), 3, 3, plan, cell) for cell in (FusedCell, ReferenceCell)]
+    mixtures = {kind: Mixture(torch.rand(S0().shape(kind))) for kind in KINDS}
+    image = torch.randn(1, 3, 32, 32)
+    counted = [
+        count_multiply_adds(lambda net=net: net.as_reference()(image, mixtures)) for net in nets
+    ]
+    assert counted[0] == counted[1]
+    assert counted[0] / 1e6 == pytest.approx(300.25, abs=0.005)
+    assert nets[0].as_reference().implementation == "reference"
+
+
+def test_a_second_backward_pass_is_the_first() -> None:
+    _, fused = build(S0(), "cifar", 3, 4)
+    image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    mixtures = {kind: Mixture(torch.rand(S0().shape(kind)).double()) for kind in KINDS}
+    loss = torch.stack([f.square().mean() for f in fused(image, mixtures)]).sum()
+    weights = list(fused.parameters())
+    first = torch.autograd.grad(loss, weights, retain_graph=True)
+    assert all(map(torch.equal, first, torch.autograd.grad(loss, weights)))
+
+
+class Wide(SearchSpace):
+    """Forms that the kernel does not know, beside one that it does."""
+
+    nodes = 2
+
+    def primitives(self, kind: str) -> list[list[str]]:
+        del kind
+        return [["sep_conv_7x7", "dil_conv_3x3_3", "sep_conv_3x3"]] * len(self.edges)
+
+    def operations(self) -> dict[str, Callable[[int, int], Primitive]]:
+        return {
+            **PRIMITIVES,
+            "sep_conv_7x7": lambda channels, stride: SepConv(channels, 7, stride),
+            "dil_conv_3x3_3": lambda channels, stride: DepthwiseSeparable(channels, 3, stride, 3),
+        }
+
+
+@pytest.mark.parametrize("patch", [None, 4])
+def test_a_form_that_the_kernel_does_not_know_is_torchs(patch: int | None) -> None:
+    check(Wide(), patch=patch, depth=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_of_another_precision_and_an_operation_of_ones_own_under_autocast(
+    dtype: torch.dtype,
+) -> None:
+    space = Own()
+    plan = SupernetSize(8, 3, "cifar").plan(space, 8)
+    fused = Supernet(space, 3, 3, plan, FusedCell)
+    scores = {kind: torch.rand(space.shape(kind)).to(dtype).requires_grad_() for kind in KINDS}
+    with torch.autocast("cpu", torch.bfloat16):
+        mixtures = {kind: Mixture(value) for kind, value in scores.items()}
+        features = fused(torch.randn(4, 3, 8, 8), mixtures)
+        loss = torch.stack([f.float().square().mean() for f in features]).sum()
+    gradients = torch.autograd.grad(loss, [*scores.values(), *fused.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_sums_of_half_precision_do_not_overflow() -> None:
+    _, fused = build(S2(), "cifar", 3, 4)
+    fused.float()
+    cell = fused.backbone.cells[0]
+    assert isinstance(cell, FusedCell)
+    source = cell._sources[0].separable
+    assert source is not None
+    here = Sites(66, 32, 32)  # 67,584 rows of ones: beyond float16's 65,504
+    setting = Setting(here, here, plain, True)
+    mixing = torch.full((2 * len(cell.edges),), 0.1)
+    nodes = [torch.zeros(here.rows, 4, dtype=torch.half) for _ in range(4)]
+    r = torch.ones(here.rows, 4, dtype=torch.half)
+    with torch.no_grad():
+        nodes, lacking = add_separable(source, setting, r, mixing, nodes, torch.zeros(4, 4))
+    assert all(node.isfinite().all() for node in [*nodes, lacking])
+
+
+def test_what_is_known_of_positions_serves_training_after_inference() -> None:
+    sites.index.cache_clear()
+    _, fused = build(S0(), "cifar", 3, 4)
+    image = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    mixtures = {kind: Mixture(torch.rand(S0().shape(kind)).double()) for kind in KINDS}
+    with torch.inference_mode():
+        fused(image, mixtures)
+    fused(image, mixtures)[0].sum().backward()
+
+
+def test_a_mask_that_shows_more_than_it_says_is_refused() -> None:
+    hidden = torch.zeros(1, 2, 2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="every image must show 2 patches"):
+        Masking(0.5, 4, "sparse").visible(hidden)
 
 
 def test_a_copy_of_a_fused_supernet_computes_with_its_own_weights() -> None:

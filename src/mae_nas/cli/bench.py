@@ -31,7 +31,10 @@ def bench(arguments: Sequence[str]) -> str:
     if arguments[:1] != ["search"]:
         raise ValueError("bench takes what is to be timed: mae-nas bench search")
     defaults = {key: str(value) for key, value in _NUMBERS.items()}
-    given = read_arguments("bench", arguments[1:], {**defaults, "format": "text", "record": ""})
+    plain = [
+        "format=text" if argument == "format=table" else argument for argument in arguments[1:]
+    ]
+    given = read_arguments("bench", plain, {**defaults, "format": "text", "record": ""})
     numbers = {key: _number(key, given.options[key]) for key in _NUMBERS}
     record = Path(given.options["record"]) if given.options["record"] else None
     if record is not None and not record.parent.is_dir():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -149,6 +150,9 @@ def finish(
     log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
     log.info("summary    %s", run.folder.summary)
     if record["state"] == "stopped":
-        here = shlex.quote(f"hydra.run.dir={quoted(str(run.folder.path))}")
+        text = str(run.folder.path)
+        here = f"hydra.run.dir={text}"
+        if not re.fullmatch(r"[\w./-]+", text):  # a sweep's, with its values
+            here = shlex.quote(f"hydra.run.dir={quoted(text)}")
         log.info("to go on   the same command with resume=auto %s", here)
     return record

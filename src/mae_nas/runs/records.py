@@ -63,11 +63,16 @@ def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str,
     """Parameters and multiply-adds (forward, one image) of the supernet and of the decoder."""
     batch = data.preview(2)  # the null arm needs another image
     images = len(batch.image)
+    supernet = module.supernet
     with evaluating(module):
-        whole = count_multiply_adds(lambda: module.loss(batch))
-        encoder = count_multiply_adds(
-            lambda: module.supernet(batch.image, module.relaxation.mixture())
-        )
+        module.supernet = supernet.as_reference()
+        try:
+            whole = count_multiply_adds(lambda: module.loss(batch))
+            encoder = count_multiply_adds(
+                lambda: module.supernet(batch.image, module.relaxation.mixture())
+            )
+        finally:
+            module.supernet = supernet
     parts = {"supernet": (module.supernet, encoder), "decoder": (module.objective, whole - encoder)}
     return {
         name: {"parameters": count_parameters(part), "multiply_adds": operations // images}

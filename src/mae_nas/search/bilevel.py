@@ -44,7 +44,9 @@ def mean_gradient(
     total: Sequence[Tensor | None] = [None] * len(inputs)
     for loss in losses:
         value = loss() / len(losses)
-        gradients = torch.autograd.grad(value * scale, inputs, allow_unused=True)
+        gradients: Sequence[Tensor | None] = [None] * len(inputs)
+        if value.requires_grad:  # or none has influence
+            gradients = torch.autograd.grad(value * scale, inputs, allow_unused=True)
         total = list(map(_plus, total, gradients)) if values else gradients
         values.append(value.detach())
     mean = torch.stack(values).sum()

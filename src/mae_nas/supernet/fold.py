@@ -159,7 +159,8 @@ class Fold:
         if not wanted:
             return None, None, None
         values, gradients = zip(*outputs, strict=True)
-        found = list(torch.autograd.grad(values, wanted, gradients))
+        # Kept for another backward pass: it is small, and goes with the outer graph.
+        found = list(torch.autograd.grad(values, wanted, gradients, retain_graph=True))
         to_mixing = found.pop() if wants_mixing and self._mixing is not None else None
         to_weight = found.pop() if wants_weight and self._weight is not None else None
         return Moments(*found) if found else None, to_weight, to_mixing

@@ -24,7 +24,7 @@ from mae_nas.supernet.layers import Layer, SeparableGroup, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
 from mae_nas.supernet.separable import Setting, add_separable
-from mae_nas.supernet.sites import Sites, sites_at
+from mae_nas.supernet.sites import Sites, sites_at, wide
 
 
 class RowState(CellState):
@@ -149,6 +149,7 @@ class FusedCell(ReferenceCell):
             _preprocessed(self.preprocess0, before_last.rectified(before), before, outer, dtype),
             _preprocessed(self.preprocess1, last.rectified(outer), outer, outer, dtype),
         ]
+        mixing = mixing.to(wide(nodes[0]).dtype)
         noise = self._noise(nodes[0], outer, inner)
         backend = depthwise.choose(nodes[0], self.compiles)
         self._backend = f"-{backend.NAME}"
@@ -233,7 +234,7 @@ class _Source:
                 with torch.autocast(h.device.type, setting.precision, enabled=is_half):
                     y = operation(source.as_map(h), source.visible, target.visible)
                 y = target.as_rows(y)
-            sums[slot] = sums[slot] + mixing[choice].to(y.dtype) * y
+            sums[slot] = sums[slot] + (mixing[choice].to(y.dtype) * y).to(sums[slot].dtype)
         return sums, lacking
 
 
@@ -243,7 +244,8 @@ def _by_edges(
     """Pools and skip of a node, together where they have the same edges."""
     slots_of = {kind: tuple(slot for slot, _, _ in same) for kind, same in pools.items()}
     skipped = tuple(slot for slot, _ in skips)
-    for slots in {*slots_of.values(), *([skipped] if skips else [])}:
+    together: list[tuple[int, ...]] = [*slots_of.values(), *([skipped] if skips else [])]
+    for slots in dict.fromkeys(together):
         alike = [same for kind, same in pools.items() if slots_of[kind] == slots]
         choices = [choice for same in alike for _, choice, _ in same]
         is_skipped = slots == skipped

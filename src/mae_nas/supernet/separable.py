@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mae_nas.spaces.primitives import DepthwiseSeparable
+from mae_nas.supernet.depthwise import serving
 from mae_nas.supernet.fold import Fold, Moments, Norms
 from mae_nas.supernet.layers import SeparableGroup
 from mae_nas.supernet.sites import Sites, index, wide
@@ -168,7 +169,7 @@ class _Step:
         self.first_shift = self.last_shift = None
         if setting.is_training:
             # About the means of the depthwise outputs, borders left out of account.
-            mean = r.sum(0) / setting.source.count
+            mean = (wide(r).sum(0) / setting.source.count).to(r.dtype)
             first, chained, direct = (
                 [weight.sum((1, 2)) * factor for weight in here]
                 for here, factor in zip(self.weights, (mean, _MEAN_OF_U, mean), strict=True)
@@ -200,7 +201,7 @@ class _Step:
         source = setting.target if which == 1 else setting.source
         for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True):
             here = kind.members
-            setting.backend.forward(
+            serving(setting.backend, kind.form).forward(
                 kind.form,
                 [x[q] for q in here],
                 weight,
@@ -221,7 +222,7 @@ class _Step:
         setting = self.setting
         source = setting.target if which == 1 else setting.source
         return [
-            setting.backend.backward(
+            serving(setting.backend, kind.form).backward(
                 kind.form,
                 [x[q] for q in kind.members],
                 weight,

@@ -97,7 +97,7 @@ class Sites:
         the image; length 0 fills up. One list serves all images where they agree.
         """
         if not self.is_packed:
-            row = torch.arange(self.height)
+            row = torch.arange(self.height, device="cpu")
             length = torch.full_like(row, self.width)
             runs = torch.stack([row, torch.zeros_like(row), length, row * self.width], 1)[None]
             return runs.to(torch.int32)
@@ -110,8 +110,9 @@ class Sites:
         image, row, column = begins.nonzero(as_tuple=True)
         length = ends.nonzero(as_tuple=True)[2] - column + 1
         counts = begins.flatten(1).sum(1)
-        place = torch.arange(len(image)) - (counts.cumsum(0) - counts)[image]
-        runs = torch.zeros(self.batch, int(counts.max()), 4, dtype=torch.int32)
+        place = torch.arange(len(image), device="cpu") - (counts.cumsum(0) - counts)[image]
+        shape = (self.batch, int(counts.max()), 4)
+        runs = torch.zeros(shape, dtype=torch.int32, device="cpu")
         found = torch.stack([row, column, length, numbers[image, row, column]], 1)
         runs[image, place] = found.to(torch.int32)
         return runs
@@ -149,4 +150,5 @@ def wide(x: Tensor) -> Tensor:
 @cache
 def index(positions: tuple[int, ...], device: torch.device) -> Tensor:
     """Positions on the device, copied there once."""
-    return torch.tensor(positions, device=device)
+    with torch.inference_mode(False):  # or training could not use it later
+        return torch.tensor(positions, device=device)

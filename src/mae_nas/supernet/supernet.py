@@ -1,5 +1,6 @@
 """The encoder of the search: images and mixtures in, feature maps F_1, F_2, F_3 out."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from mae_nas.masking import VisibleMap
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
 from mae_nas.supernet.cell import CellMaker, SearchCell
+from mae_nas.supernet.reference import ReferenceCell
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ class Supernet(nn.Module):
         image = image.contiguous(memory_format=torch.channels_last)
         stem = self.backbone.stem(image, visible)
         return self.backbone.run([self._cells[0].enter(state) for state in stem], step)
+
+    def as_reference(self) -> "Supernet":
+        """A copy that computes edge by edge: what published costs count."""
+        twin = copy.deepcopy(self)
+        for place, cell in enumerate(self._cells):
+            weights = cell.state_dict()
+            plain = ReferenceCell(cell.space, cell.spec).train(cell.training)
+            device = next(iter(weights.values())).device
+            twin.backbone.cells[place] = plain.to(device, next(cell.parameters()).dtype)
+            plain.load_state_dict(weights)
+        return twin
 
     @property
     def implementation(self) -> str:

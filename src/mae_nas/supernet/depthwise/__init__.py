@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mae_nas.supernet.depthwise import cpp, plain
 
-__all__ = ["Form", "choose", "cpp", "plain"]
+__all__ = ["Form", "choose", "cpp", "plain", "serving"]
 
 
 class Form(NamedTuple):
@@ -33,6 +33,11 @@ class Form(NamedTuple):
     kernel: int
     dilation: int
     stride: int
+
+
+def serving(backend: ModuleType, form: Form) -> ModuleType:
+    """`backend`, or the one that knows every form."""
+    return plain if backend is cpp and form not in cpp.FORMS else backend
 
 
 def choose(like: Tensor, allowed: bool = True) -> ModuleType:

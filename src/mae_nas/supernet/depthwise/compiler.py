@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -43,22 +44,25 @@ def built(folder: Path) -> Path:
         OSError: no compiler, no place to write, or a folder or file that others may write.
         subprocess.SubprocessError: the compiler failed.
     """
-    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
+    found = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if found is None:
         raise OSError("there is no C++ compiler (CXX names one)")
+    compiler = shlex.split(found)  # ccache g++
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_ours(folder.parent)
     _check_ours(folder)
     key = _key(compiler)
     for file in folder.glob(f"{key}-*.so"):
         _check_ours(file)
         if file.stem == f"{key}-{_digest(file.read_bytes())}":
             return file
-        file.unlink()  # cut short, or changed
     with tempfile.TemporaryDirectory(dir=folder) as room:
         made = Path(room) / "kernel.so"
-        log.info("compiling a kernel for this computer, once, a few seconds: %s", compiler)
-        _run([compiler, *_FLAGS, str(_SOURCE), "-o", str(made)])
+        log.info("compiling a kernel for this computer, once, a few seconds: %s", found)
+        _run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)])
         made.chmod(0o600)
+        for old in folder.glob(f"{key}-*.so"):  # cut short, or changed
+            old.unlink(missing_ok=True)
         return made.replace(folder / f"{key}-{_digest(made.read_bytes())}.so")
 
 
@@ -68,18 +72,22 @@ def _folder() -> Path:
 
 
 def _check_ours(path: Path) -> None:
+    if not hasattr(os, "getuid"):
+        raise OSError("whose files are whose is not known on this system")
     status = path.lstat()
     is_link = stat.S_ISLNK(status.st_mode)
     if is_link or status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError(f"{path} is not only yours to write: delete it, or set XDG_CACHE_HOME")
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     """Changes with whatever the compiled code depends on."""
     cpuinfo = Path("/proc/cpuinfo")
-    flags = re.search(r"flags\s*:(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    flags = (
+        re.search(r"(?:flags|Features)\s*:(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    )
     processor = flags[1] if flags else platform.processor()
-    version = _run([compiler, "--version"])
+    version = _run([*compiler, "--version"])
     parts = (_SOURCE.read_text(), version, " ".join(_FLAGS), platform.machine(), processor)
     return _digest("\n".join(parts).encode())
 

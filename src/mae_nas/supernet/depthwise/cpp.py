@@ -5,6 +5,7 @@ The kernel has a plain C interface: without torch's headers it takes seconds to 
 
 import ctypes
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mae_nas.supernet.depthwise import Form
 
 NAME = "cpp"
+FORMS = frozenset(product((3, 5), (1, 2), (1, 2)))
+"""Kernels, dilations and strides."""
 
 
 class _Shape(ctypes.Structure):

@@ -81,12 +81,14 @@ def _tap_gradient(x: Tensor, g: Tensor, form: "Form") -> Tensor:
     2 becomes none: the taps of an output meet only inputs of its own parity in row and column, and
     the four parities are maps of their own. And 5 × 5 taps are four overlapping corners of 3 × 3.
     """
+    empty = x.new_empty(1).expand(x.shape[1], 1, form.kernel, form.kernel)
+    if x.device.type != "cpu":
+        return _backward(g, x, empty, form, to_x=False)
     if form.dilation == 2 and form.stride == 2:  # even rows and columns alone are met
         x, form = x[:, :, ::2, ::2], form._replace(dilation=1, stride=1)
     if form.dilation == 2 and form.stride == 1 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
         x, g, form = _by_parity(x), _by_parity(g), form._replace(dilation=1)
     if form != form._replace(kernel=5, dilation=1, stride=1):
-        empty = x.new_empty(1).expand(x.shape[1], 1, form.kernel, form.kernel)
         return _backward(g, x, empty, form, to_x=False)
     out = x.new_empty(x.shape[1], 1, 5, 5)
     small, three = form._replace(kernel=3), x.new_empty(1).expand(x.shape[1], 1, 3, 3)
