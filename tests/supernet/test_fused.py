@@ -389,10 +389,12 @@ def test_what_is_known_of_positions_serves_training_after_inference() -> None:
     fused(image, mixtures)[0].sum().backward()
 
 
-def test_a_mask_that_shows_more_than_it_says_is_refused() -> None:
-    hidden = torch.zeros(1, 2, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="every image must show 2 patches"):
-        Masking(0.5, 4, "sparse").visible(hidden)
+def test_a_mask_that_shows_more_than_it_says_is_refused_by_cpp() -> None:
+    _, fused = build(S0(), "cifar", 3, 4)
+    mixtures = {kind: Mixture(torch.rand(S0().shape(kind)).double()) for kind in KINDS}
+    visible = VisibleMap(torch.zeros(1, 2, 2, dtype=torch.bool), 4, 2)
+    with pytest.raises(ValueError, match="shows more or fewer patches"):
+        fused(torch.randn(1, 3, 8, 8, dtype=torch.float64), mixtures, visible)
 
 
 def test_a_copy_of_a_fused_supernet_computes_with_its_own_weights() -> None:

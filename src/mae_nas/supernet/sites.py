@@ -110,6 +110,8 @@ class Sites:
         image, row, column = begins.nonzero(as_tuple=True)
         length = ends.nonzero(as_tuple=True)[2] - column + 1
         counts = begins.flatten(1).sum(1)
+        if not (seen.flatten(1).sum(1) == self.per_image).all():  # the kernel trusts it
+            raise ValueError("visible: an image shows more or fewer patches than the map says")
         place = torch.arange(len(image), device="cpu") - (counts.cumsum(0) - counts)[image]
         shape = (self.batch, int(counts.max()), 4)
         runs = torch.zeros(shape, dtype=torch.int32, device="cpu")
