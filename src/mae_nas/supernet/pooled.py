@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mae_nas.supernet.fold import Fold, Moments, Norms
 from mae_nas.supernet.separable import Setting
-from mae_nas.supernet.sites import index, wide
+from mae_nas.supernet.sites import in_full_precision, index, wide
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class _Shared(torch.autograd.Function):
         return (*nodes, lacking)
 
     @staticmethod
+    @in_full_precision
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401 - torch's

@@ -22,7 +22,7 @@ from mae_nas.spaces.primitives import DepthwiseSeparable
 from mae_nas.supernet.depthwise import serving
 from mae_nas.supernet.fold import Fold, Moments, Norms
 from mae_nas.supernet.layers import SeparableGroup
-from mae_nas.supernet.sites import Sites, index, wide
+from mae_nas.supernet.sites import Sites, in_full_precision, index, wide
 
 Rows = Sequence[Tensor] | Tensor
 """A matrix (M, C) for each member."""
@@ -120,6 +120,7 @@ class _Separable(torch.autograd.Function):
         return (*nodes, lacking)
 
     @staticmethod
+    @in_full_precision
     @once_differentiable
     def backward(
         ctx: Any,  # noqa: ANN401 - torch's
@@ -262,9 +263,10 @@ class _Step:
         wants_mixing: bool,
     ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """Through node_t += W'_2 z_2 + b_2: gradients of z_2, W_2 and a."""
-        group, product = self.group, self.cast(fold.product)
-        blocks = [to_node.T @ z for to_node, z in zip(to_nodes, z2, strict=True)]
-        to_product = torch.stack([wide(block) for block in group.members(blocks)])
+        group, product = self.group, fold.product
+        # In float32 or wider: at losses scaled for it, half precision would overflow.
+        blocks = [wide(to_node).T @ wide(z) for to_node, z in zip(to_nodes, z2, strict=True)]
+        to_product = torch.stack(group.members(blocks))
         to_bias = to_lacking[index(group.slots, to_lacking.device)]
         found = self._folded(fold, to_product, to_bias, wants_weight, wants_mixing)
         rows, both, to_weight, to_mixing = found
@@ -272,23 +274,23 @@ class _Step:
         for e, (to_node, here) in enumerate(zip(to_nodes, group.by_slot, strict=True)):
             if here:
                 across = torch.cat([product[q] for q in here], 1)
-                to_z2[e] = torch.addmm(torch.cat([rows[q] for q in here]), to_node, across)
+                to_z2[e] = torch.addmm(torch.cat([rows[q] for q in here]), wide(to_node), across)
         if both is not None:
             for to_z, z, square in zip(group.members(to_z2), group.members(z2), both, strict=True):
-                to_z.addmm_(z, square)
-        return [self._masked(to_z) for to_z in to_z2], to_weight, to_mixing
+                to_z.addmm_(wide(z), square)
+        return [self._masked(self.cast(to_z)) for to_z in to_z2], to_weight, to_mixing
 
     def through_relu(
         self, fold: Fold, z1: Tensor, u: Tensor, to_u: Tensor, wants_weight: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Through u = ReLU(W'_1 z_1 + b_1): gradients of z_1 and W_1."""
-        to_u = torch.ops.aten.threshold_backward(to_u, u, 0)
-        to_product, to_bias = wide(torch.bmm(to_u.mT, z1)), wide(to_u).sum(1)
+        to_u, z1 = wide(torch.ops.aten.threshold_backward(to_u, u, 0)), wide(z1)
+        to_product, to_bias = torch.bmm(to_u.mT, z1), to_u.sum(1)
         rows, both, to_weight, _ = self._folded(fold, to_product, to_bias, wants_weight, False)
-        to_z1 = torch.baddbmm(rows[:, None], to_u, self.cast(fold.product))
+        to_z1 = torch.baddbmm(rows[:, None], to_u, fold.product)
         if both is not None:
             to_z1.baddbmm_(z1, both)
-        return self._masked(to_z1), to_weight
+        return self._masked(self.cast(to_z1)), to_weight
 
     def _masked(self, x: Tensor) -> Tensor:
         return self.setting.target.masked(x) if x.shape[-2] else x
@@ -305,9 +307,9 @@ class _Step:
         found = fold.backward(to_product, to_bias, wants_weight, wants_mixing)
         to_moments, to_weight, to_mixing = found
         if to_moments is None:
-            rows, both = self.r.new_zeros(len(to_product), to_product.shape[2]), None
+            rows, both = to_product.new_zeros(len(to_product), to_product.shape[2]), None
         else:
             to_mean, to_second = to_moments
-            rows = self.cast(to_mean / self.setting.target.count)
-            both = self.cast((to_second + to_second.mT) / self.setting.target.count)
+            rows = to_mean / self.setting.target.count
+            both = (to_second + to_second.mT) / self.setting.target.count
         return rows, both, to_weight, to_mixing

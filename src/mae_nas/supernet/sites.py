@@ -6,7 +6,8 @@ differs between images; all sites have rows, and those of hidden ones are kept a
 """
 
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -142,6 +143,17 @@ def sites_at(visible: VisibleMap | None, stride: int, shape: tuple[int, int, int
     if stride not in known:
         known[stride] = Sites(*shape, visible.at(stride), visible.count_at(stride))
     return known[stride]
+
+
+def in_full_precision(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass without autocast, which would still be on where a step asks for gradients."""
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401 - torch's
+        with torch.autocast(gradients[-1].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return run
 
 
 def wide(x: Tensor) -> Tensor:
