@@ -185,7 +185,7 @@ class _Operations(TorchDispatchMode):
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - torch's
         del types
         self.count += not func.is_view and "empty" not in func.__name__
         return func(*args, **(kwargs or {}))
