@@ -9,7 +9,6 @@ sparse masking only visible sites have rows, see `sites`.
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from mae_nas.supernet.layers import Layer, SeparableGroup, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
 from mae_nas.supernet.separable import Setting, add_separable
-from mae_nas.supernet.sites import Sites, sites_at, wide
+from mae_nas.supernet.sites import Sites, matrix, sites_at, wide
 
 
 class RowState(CellState):
@@ -60,9 +59,10 @@ class EntryState(RowState):
 
 @dataclass(frozen=True, eq=False)
 class NodeState(RowState):
-    """The nodes that a cell's output is made of, (M, C) each."""
+    """The nodes that a cell's output is made of, (M, C) each, and the same after a ReLU."""
 
     nodes: Sequence[Tensor]
+    positive: Sequence[Tensor]
     sites: Sites
 
     @property
@@ -74,11 +74,7 @@ class NodeState(RowState):
 
     def rectified(self, sites: Sites) -> Sequence[Tensor]:
         assert sites is self.sites
-        return self._rectified
-
-    @cached_property
-    def _rectified(self) -> Sequence[Tensor]:  # for two cells
-        return [node.relu() for node in self.nodes]
+        return self.positive
 
 
 class FusedCell(ReferenceCell):
@@ -149,6 +145,7 @@ class FusedCell(ReferenceCell):
             _preprocessed(self.preprocess0, before_last.rectified(before), before, outer, dtype),
             _preprocessed(self.preprocess1, last.rectified(outer), outer, outer, dtype),
         ]
+        positive = [node.relu() for node in nodes]
         mixing = mixing.to(wide(nodes[0]).dtype)
         noise = self._noise(nodes[0], outer, inner)
         backend = depthwise.choose(nodes[0], self.compiles)
@@ -161,10 +158,13 @@ class FusedCell(ReferenceCell):
             if j >= self.space.inputs:
                 node = sums[j - self.space.inputs] + lacking[j - self.space.inputs]
                 nodes.append(inner.masked(node.to(sums[0].dtype)))
+                positive.append(nodes[j].relu())
             here = outer if j < self.space.inputs else inner
             setting = Setting(here, inner, backend, self.training, self.recomputes, dtype)
-            sums, lacking = source.add_to(sums, lacking, nodes[j], mixing, setting, noise)
-        return NodeState(nodes[self.space.inputs :], inner)
+            sums, lacking = source.add_to(
+                sums, lacking, nodes[j], positive[j], mixing, setting, noise
+            )
+        return NodeState(nodes[self.space.inputs :], positive[self.space.inputs :], inner)
 
     def _noise(self, like: Tensor, outer: Sites, inner: Sites) -> Mapping[int, Tensor]:
         """By choice: drawn in the reference's order, since its input's shape is all it needs."""
@@ -209,6 +209,7 @@ class _Source:
         sums: Sequence[Tensor],
         lacking: Tensor,
         h: Tensor,
+        positive: Tensor,
         mixing: Tensor,
         setting: Setting,
         noise: Mapping[int, Tensor],
@@ -216,17 +217,9 @@ class _Source:
         """Add all that leaves the node `h` to the sums, and to what they lack."""
         source, target, sums = setting.source, setting.target, list(sums)
         if self.separable is not None:
-            group, r = self.separable, h.relu()
-            sums, lacking = add_separable(group, setting, r, mixing, sums, lacking)
-        for pools, is_skipped, shared in self.shared:
-            inputs = [
-                target.as_rows(
-                    pool.pool(source.as_map(h), source.visible, target.visible, pool.stride)
-                )
-                for pool in pools
-            ]
-            inputs += [h] * is_skipped
-            sums, lacking = add_shared(shared, setting, inputs, mixing, sums, lacking)
+            sums, lacking = add_separable(self.separable, setting, positive, mixing, sums, lacking)
+        for shared in self.shared:
+            sums, lacking = add_shared(shared, setting, h, mixing, sums, lacking)
         for slot, choice, operation in self.others:
             y = noise.get(choice)
             if y is None:
@@ -240,7 +233,7 @@ class _Source:
 
 def _by_edges(
     pools: Mapping[object, Sequence[tuple[int, int, Pool]]], skips: Sequence[tuple[int, int]]
-) -> Iterator[tuple[list[Pool], bool, Shared]]:
+) -> Iterator[Shared]:
     """Pools and skip of a node, together where they have the same edges."""
     slots_of = {kind: tuple(slot for slot, _, _ in same) for kind, same in pools.items()}
     skipped = tuple(slot for slot, _ in skips)
@@ -248,10 +241,12 @@ def _by_edges(
     for slots in dict.fromkeys(together):
         alike = [same for kind, same in pools.items() if slots_of[kind] == slots]
         choices = [choice for same in alike for _, choice, _ in same]
-        is_skipped = slots == skipped
-        choices += [choice for _, choice in skips] if is_skipped else []
+        choices += [choice for _, choice in skips] if slots == skipped else []
+        firsts = [same[0][2] for same in alike]
+        stride = firsts[0].stride if firsts else 1
         norms = tuple(pool.norm for same in alike for _, _, pool in same)
-        yield [same[0][2] for same in alike], is_skipped, Shared(slots, tuple(choices), norms)
+        kinds = tuple(pool.pool for pool in firsts)
+        yield Shared(slots, tuple(choices), kinds, stride, norms)
 
 
 def _candidates(edge: nn.Module) -> list[Primitive]:
@@ -282,7 +277,7 @@ def _preprocessed(
 def _product(pieces: Sequence[Tensor], weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Pointwise convolution of a concatenation that does not exist."""
     pieces = [piece.to(dtype or piece.dtype) for piece in pieces]
-    parts = weight[..., 0, 0].to(pieces[0].dtype).split([piece.shape[1] for piece in pieces], 1)
+    parts = matrix(weight).to(pieces[0].dtype).split([piece.shape[1] for piece in pieces], 1)
     y = pieces[0] @ parts[0].T
     for piece, part in zip(pieces[1:], parts[1:], strict=True):
         y = torch.addmm(y, piece, part.T)

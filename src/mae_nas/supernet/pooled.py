@@ -4,7 +4,8 @@ A pool has no weights: its output P and its statistics serve every edge. Each ad
 
     node_t += s_t ⊙ P + b_t,    s_t = a_t / √(σ²_P + ε),    b_t = −s_t ⊙ μ_P,
 
-and a skip adds a_t · h.
+and a skip adds a_t · h. Pools are computed again for the backward pass: they are cheap, and what
+they give is not.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mae_nas.supernet.depthwise import PoolFunction, pooling
 from mae_nas.supernet.fold import Fold, Moments, Norms
 from mae_nas.supernet.separable import Setting
 from mae_nas.supernet.sites import in_full_precision, index, wide
@@ -28,18 +30,22 @@ class Shared:
         slots: the E edges, counted among those that leave the node.
         choices: E mixing weights for each of the Q pools, then those of the skip, if there is one;
             counted among those of the cell.
+        pools: Q kinds.
+        stride: of the pools.
         norms: of the pools, Q · E.
     """
 
     slots: tuple[int, ...]
     choices: tuple[int, ...]
+    pools: tuple[PoolFunction, ...]
+    stride: int
     norms: tuple[nn.BatchNorm2d, ...]
 
 
 def add_shared(
     shared: Shared,
     setting: Setting,
-    inputs: Sequence[Tensor],
+    h: Tensor,
     mixing: Tensor,
     nodes: Sequence[Tensor],
     lacking: Tensor,
@@ -49,8 +55,7 @@ def add_shared(
     Args:
         shared: the operations.
         setting: of the computation.
-        inputs: what the pools give before their norms, then what is skipped: (M', C) each, 0 at
-            hidden rows.
+        h: the node, (M, C); 0 at hidden rows.
         mixing: weights of all candidates of the cell, flat.
         nodes: per edge of the node the sum so far, (M', C); changed in place.
         lacking: what each of their rows still lacks, (edges, C); changed in place.
@@ -59,9 +64,9 @@ def add_shared(
         The nodes, and `lacking`.
     """
     nodes = list(nodes)
-    chosen = mixing[index(shared.choices, mixing.device)].view(len(inputs), -1)
+    chosen = mixing[index(shared.choices, mixing.device)].view(-1, len(shared.slots))
     here = [nodes[slot] for slot in shared.slots]
-    *here, lacking = _Shared.apply(shared, setting, chosen, lacking, *inputs, *here)
+    *here, lacking = _Shared.apply(shared, setting, chosen, lacking, h, *here)
     for slot, node in zip(shared.slots, here, strict=True):
         nodes[slot] = node
     return nodes, lacking
@@ -75,10 +80,11 @@ class _Shared(torch.autograd.Function):
         setting: Setting,
         mixing: Tensor,
         lacking: Tensor,
-        *rest: Tensor,
+        h: Tensor,
+        *nodes: Tensor,
     ) -> tuple[Tensor, ...]:
-        inputs, nodes = rest[: len(mixing)], rest[len(mixing) :]
-        pools = len(shared.norms) // len(nodes)
+        pools = len(shared.pools)
+        inputs = _mixed(shared, setting, h)
         scales = mixing[pools:, :, None].expand(-1, -1, lacking.shape[1])
         ctx.fold = None
         if pools:
@@ -90,13 +96,13 @@ class _Shared(torch.autograd.Function):
             ctx.fold = Fold(Norms(shared.norms, count), moments, None, mixing[:pools])
             scales = torch.cat([ctx.fold.product, scales])
             lacking.index_add_(0, index(shared.slots, lacking.device), ctx.fold.bias.sum(0))
-        scales = scales.to(inputs[0].dtype)
+        scales = scales.to(h.dtype)
         for x, row in zip(inputs, scales, strict=True):
             for node, scale in zip(nodes, row, strict=True):
                 node.addcmul_(x, scale)
         ctx.mark_dirty(lacking, *nodes)
-        ctx.save_for_backward(scales, *inputs)
-        ctx.slots, ctx.count, ctx.pools = shared.slots, setting.target.count, pools
+        ctx.save_for_backward(scales, h)
+        ctx.shared, ctx.setting = shared, setting
         return (*nodes, lacking)
 
     @staticmethod
@@ -107,8 +113,9 @@ class _Shared(torch.autograd.Function):
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
         *to_nodes, to_lacking = gradients
-        scales, *inputs = ctx.saved_tensors
-        pools = ctx.pools
+        scales, h = ctx.saved_tensors
+        shared, setting = ctx.shared, ctx.setting
+        inputs, pools = _mixed(shared, setting, h), len(shared.pools)
         to_inputs = []
         for row in scales:
             to_x = to_nodes[0] * row[0]
@@ -118,16 +125,35 @@ class _Shared(torch.autograd.Function):
         to_scales = torch.stack([torch.stack([_dot(g, x) for g in to_nodes]) for x in inputs])
         to_mixing = to_scales[pools:].sum(2)
         if pools:
-            to_bias = to_lacking[index(ctx.slots, to_lacking.device)].expand(pools, -1, -1)
+            to_bias = to_lacking[index(shared.slots, to_lacking.device)].expand(pools, -1, -1)
             wants_mixing = ctx.needs_input_grad[2]
             found = ctx.fold.backward(to_scales[:pools], to_bias, False, wants_mixing)
             to_moments, _, to_pools = found
             to_mixing = torch.cat([to_pools, to_mixing]) if wants_mixing else None
             if to_moments is not None:
-                to_mean, to_second = (to.to(scales.dtype) / ctx.count for to in to_moments)
+                to_mean, to_second = (
+                    to.to(scales.dtype) / setting.target.count for to in to_moments
+                )
                 for q in range(pools):
                     to_inputs[q].addcmul_(inputs[q], to_second[q], value=2).add_(to_mean[q])
-        return (None, None, to_mixing, to_lacking, *to_inputs, *to_nodes)
+        to_h = to_inputs[pools] if len(to_inputs) > pools else None
+        if pools:
+            where = (setting.source, setting.target)
+            backend = pooling(setting.backend, shared.pools, *where)
+            through = backend.pool_backward(
+                shared.pools, shared.stride, h, *where, to_inputs[:pools]
+            )
+            to_h = through if to_h is None else to_h.add_(through)
+        return (None, None, to_mixing, to_lacking, to_h, *to_nodes)
+
+
+def _mixed(shared: Shared, setting: Setting, h: Tensor) -> list[Tensor]:
+    """What the pools give before their norms, and what is skipped: (M', C) each."""
+    backend = pooling(setting.backend, shared.pools, setting.source, setting.target)
+    where = (setting.source, setting.target)
+    pooled = backend.pool(shared.pools, shared.stride, h, *where) if shared.pools else []
+    is_skipped = len(shared.choices) > len(shared.norms)
+    return [*pooled, h] if is_skipped else pooled
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from mae_nas.spaces.primitives import DepthwiseSeparable
 from mae_nas.supernet.depthwise import serving
 from mae_nas.supernet.fold import Fold, Moments, Norms
 from mae_nas.supernet.layers import SeparableGroup
-from mae_nas.supernet.sites import Sites, in_full_precision, index, wide
+from mae_nas.supernet.sites import Sites, in_full_precision, index, matrix, wide
 
 Rows = Sequence[Tensor] | Tensor
 """A matrix (M, C) for each member."""
@@ -74,7 +74,7 @@ def add_separable(
     """
     weights = [kind.weight(r.dtype) for kinds in group.kinds for kind in kinds]
     points = [
-        torch.stack([layer.pointwise.weight for layer in layers])[..., 0, 0] if layers else None
+        torch.stack([matrix(layer.pointwise.weight) for layer in layers]) if layers else None
         for layers in (group.firsts, group.lasts)
     ]
     chosen = mixing[index(group.choices, r.device), None]

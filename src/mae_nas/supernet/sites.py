@@ -161,6 +161,14 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def matrix(weight: Tensor) -> Tensor:
+    """A pointwise convolution's weight (C', C, 1, 1) as (C', C).
+
+    By a view that gives its gradient the strides of a channels-last weight: DDP warns of others.
+    """
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
 @cache
 def index(positions: tuple[int, ...], device: torch.device) -> Tensor:
     """Positions on the device, copied there once."""

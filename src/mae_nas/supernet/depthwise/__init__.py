@@ -1,4 +1,4 @@
-"""Depthwise convolutions of all edges that leave one node: one interface, several backends.
+"""Depthwise convolutions and pools of all edges that leave a node: one interface, several backends.
 
 A backend is a module with
 
@@ -14,17 +14,28 @@ where, for E edges,
     to_x:     per edge, like x: the gradient is added to it
     returns   the gradient of weight, (E, k, k, C), None unless wanted
 
-`choose` says which one serves tensors like a given one.
+and, for pools of the same (M, C) and their (M', C),
+
+    pool(kinds, stride, x, source, target) -> list[Tensor]
+    pool_backward(kinds, stride, x, source, target, gradient) -> Tensor
+
+`choose` says which one serves tensors like a given one, `serving` and `pooling` whether it does all
+that is asked of it.
 """
 
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mae_nas.supernet.depthwise import cpp, plain
+from mae_nas.supernet.sites import Sites
 
-__all__ = ["Form", "choose", "cpp", "plain", "serving"]
+__all__ = ["Form", "PoolFunction", "choose", "cpp", "plain", "pooling", "serving"]
+
+PoolFunction = Callable[[Tensor, Tensor | None, Tensor | None, int], Tensor]
+"""Map, visible sites before and after, stride; see `mae_nas.masking.visible_max_pool`."""
 
 
 class Form(NamedTuple):
@@ -38,6 +49,14 @@ class Form(NamedTuple):
 def serving(backend: ModuleType, form: Form) -> ModuleType:
     """`backend`, or the one that knows every form."""
     return plain if backend is cpp and form not in cpp.FORMS else backend
+
+
+def pooling(
+    backend: ModuleType, kinds: Iterable[PoolFunction], source: Sites, target: Sites
+) -> ModuleType:
+    """`backend`, or the one that knows every pool and hidden rows."""
+    knows = backend is cpp and source.seen is None and target.seen is None
+    return cpp if knows and set(kinds) <= set(cpp.POOLS) else plain
 
 
 def choose(like: Tensor, allowed: bool = True) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Depthwise convolutions on a CPU by our own kernel, compiled on first use.
+"""Depthwise convolutions and pools on a CPU by our own kernel, compiled on first use.
 
 The kernel has a plain C interface: without torch's headers it takes seconds to compile.
 """
@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mae_nas.masking import visible_average_pool, visible_max_pool
 from mae_nas.supernet.depthwise.compiler import library
 from mae_nas.supernet.sites import Sites
 
 if TYPE_CHECKING:
-    from mae_nas.supernet.depthwise import Form
+    from mae_nas.supernet.depthwise import Form, PoolFunction
 
 NAME = "cpp"
 FORMS = frozenset(product((3, 5), (1, 2), (1, 2)))
 """Kernels, dilations and strides."""
+POOLS = (visible_max_pool, visible_average_pool)
+"""Where no row is hidden."""
 
 
 class _Shape(ctypes.Structure):
@@ -55,8 +58,8 @@ def forward(
 ) -> None:
     """See the package."""
     _run(
-        "forward",
-        *_described(form, weight, source, target),
+        "depthwise_forward",
+        *_described(form, len(weight), weight, source, target),
         _pointers(x),
         weight.data_ptr(),
         None if shift is None else shift.data_ptr(),
@@ -78,8 +81,8 @@ def backward(
     """See the package."""
     to_weight = torch.empty_like(weight) if wants_weight else None
     _run(
-        "backward",
-        *_described(form, weight, source, target),
+        "depthwise_backward",
+        *_described(form, len(weight), weight, source, target),
         _pointers(x),
         weight.data_ptr(),
         _pointers(gradient),
@@ -90,20 +93,51 @@ def backward(
     return to_weight
 
 
+def pool(
+    kinds: Sequence["PoolFunction"], stride: int, x: Tensor, source: Sites, target: Sites
+) -> list[Tensor]:
+    """See the package."""
+    pooled = [x.new_empty(target.rows, x.shape[1]) for _ in kinds]
+    described = _described((stride,), 0, x, source, target)
+    _run("pool_forward", *described, x.data_ptr(), *_by_kind(kinds, pooled))
+    return pooled
+
+
+def pool_backward(
+    kinds: Sequence["PoolFunction"],
+    stride: int,
+    x: Tensor,
+    source: Sites,
+    target: Sites,
+    gradient: Sequence[Tensor],
+) -> Tensor:
+    """See the package."""
+    to_x = torch.zeros_like(x)
+    arguments = (x.data_ptr(), *_by_kind(kinds, gradient), to_x.data_ptr())
+    _run("pool_backward", *_described((stride,), 0, x, source, target), *arguments)
+    return to_x
+
+
+def _by_kind(kinds: Sequence["PoolFunction"], values: Sequence[Tensor]) -> list[int | None]:
+    where = {kind: value.data_ptr() for kind, value in zip(kinds, values, strict=True)}
+    return [where.get(kind) for kind in POOLS]
+
+
 def _run(name: str, *arguments: object) -> None:
     loaded = library()
     assert loaded is not None
     converted = [ctypes.c_void_p(a) if a is None or type(a) is int else a for a in arguments]
-    if not getattr(loaded, f"mae_nas_depthwise_{name}")(*converted):
-        raise AssertionError(f"no depthwise kernel for {arguments[3:7]}")
+    if not getattr(loaded, f"mae_nas_{name}")(*converted):
+        raise AssertionError(f"no kernel {name} for {arguments[3:7]}")
 
 
-def _described(form: "Form", weight: Tensor, source: Sites, target: Sites) -> list[object]:
+def _described(
+    form: Sequence[int], edges: int, like: Tensor, source: Sites, target: Sites
+) -> list[object]:
     threads = min(torch.get_num_threads(), source.batch)
-    edges, channels = len(weight), weight.shape[-1]
-    shape = _Shape(source.batch, edges, source.height, source.width, channels, threads)
-    numbers = (*form, weight.element_size())
-    return [ctypes.byref(shape), _sites(source), _sites(target), *map(ctypes.c_int, numbers)]
+    shape = _Shape(source.batch, edges, source.height, source.width, like.shape[-1], threads)
+    numbers = map(ctypes.c_int, (*form, like.element_size()))
+    return [ctypes.byref(shape), _sites(source), _sites(target), *numbers]
 
 
 def _sites(sites: Sites) -> object:

@@ -1,4 +1,4 @@
-// Depthwise convolutions of several edges that leave one node, forward and both gradients.
+// Depthwise convolutions of several edges that leave one node, forward and both gradients, and pools.
 //
 // Channels are innermost. An image is copied once into a scratch frame with its zero padding; all
 // edges read from there. Sites are given as runs: stretches of neighbouring sites within a row, so
@@ -248,6 +248,110 @@ void backward(const Shape& s, const Sites& in, const Sites& out, const T* const*
         for (int64_t i = 0; i < all; ++i) to_w[i] += sums[t * all + i];
 }
 
+// Windows of 3 x 3 about each output: which of their sites have rows.
+struct Windows {
+    std::vector<int32_t> row_of;  // of each site of the map in a frame of 1; -1: none
+    int64_t across;
+
+    Windows(const Shape& s) : row_of((s.height + 2) * (s.width + 2)), across(s.width + 2) {}
+
+    void see(const Run* runs, int64_t count) {
+        row_of.assign(row_of.size(), -1);
+        for (int64_t i = 0; i < count; ++i)
+            for (int32_t j = 0; j < runs[i].length; ++j)
+                row_of[(runs[i].row + 1) * across + 1 + runs[i].column + j] = runs[i].site + j;
+    }
+
+    // Calls `use(output, rows, number of rows)` for every output of the runs.
+    template <typename Use>
+    void each(const Run* runs, int64_t count, int stride, Use use) const {
+        int32_t rows[9];
+        for (int64_t i = 0; i < count; ++i) {
+            for (int32_t j = 0; j < runs[i].length; ++j) {
+                const int32_t* at = &row_of[runs[i].row * stride * across + (runs[i].column + j) * stride];
+                int n = 0;
+                for (int kh = 0; kh < 3; ++kh)
+                    for (int kw = 0; kw < 3; ++kw)
+                        if (at[kh * across + kw] >= 0) rows[n++] = at[kh * across + kw];
+                use(runs[i].site + j, rows, n);
+            }
+        }
+    }
+};
+
+// The first of the greatest values, as torch chooses it; NaN is greater than all.
+template <typename T, int LANES>
+struct Most {
+    typedef typename Vector<T, LANES>::type V;
+    typedef decltype(V{} > V{}) Places;
+    V value;
+    Places place;
+
+    Most(const T* x, int64_t channels, const int32_t* rows, int n)
+        : value(load<LANES>(x + rows[0] * channels)), place(Places{}) {
+        for (int i = 1; i < n; ++i) {
+            const V other = load<LANES>(x + rows[i] * channels);
+            const Places wins = (other > value) | (other != other);
+            value = wins ? other : value;
+            place = wins ? Places{} + i : place;
+        }
+    }
+};
+
+// Greatest and mean value of each window; either may be null.
+template <typename T, int LANES>
+void pool(const Shape& s, const Sites& in, const Sites& out, int stride, const T* x, T* most, T* mean) {
+    typedef typename Vector<T, LANES>::type V;
+#pragma omp parallel num_threads(s.threads)
+    {
+        Windows windows(s);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < s.images; ++n) {
+            const T* here = x + n * in.per_image * s.channels;
+            const int64_t first = n * out.per_image;
+            windows.see(in.of(n), in.count);
+            windows.each(out.of(n), out.count, stride, [&](int64_t site, const int32_t* rows, int count) {
+                for (int64_t c = 0; c < s.channels; c += LANES) {
+                    const int64_t to = (first + site) * s.channels + c;
+                    if (most) store<LANES>(most + to, Most<T, LANES>(here + c, s.channels, rows, count).value);
+                    if (!mean) continue;
+                    V sum{};
+                    for (int i = 0; i < count; ++i) sum += load<LANES>(here + c + rows[i] * s.channels);
+                    store<LANES>(mean + to, sum / T(count));
+                }
+            });
+        }
+    }
+}
+
+// Adds to `to_x`.
+template <typename T, int LANES>
+void pool_backward(const Shape& s, const Sites& in, const Sites& out, int stride, const T* x,
+                   const T* to_most, const T* to_mean, T* to_x) {
+    typedef typename Vector<T, LANES>::type V;
+#pragma omp parallel num_threads(s.threads)
+    {
+        Windows windows(s);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < s.images; ++n) {
+            const int64_t first = n * out.per_image, start = n * in.per_image * s.channels;
+            windows.see(in.of(n), in.count);
+            windows.each(out.of(n), out.count, stride, [&](int64_t site, const int32_t* rows, int count) {
+                for (int64_t c = 0; c < s.channels; c += LANES) {
+                    const int64_t from = (first + site) * s.channels + c;
+                    const V mean = to_mean ? load<LANES>(to_mean + from) / T(count) : V{};
+                    const V most = to_most ? load<LANES>(to_most + from) : V{};
+                    auto place = Most<T, LANES>(x + start + c, s.channels, rows, to_most ? count : 1).place;
+                    for (int i = 0; i < count; ++i) {
+                        T* to = to_x + start + c + rows[i] * s.channels;
+                        store<LANES>(to, load<LANES>(to) + mean + (place == i ? most : V{}));
+                    }
+                }
+            });
+        }
+    }
+}
+
 }  // namespace
 
 // The widest vectors of this computer, where the channels divide into them.
@@ -281,12 +385,26 @@ constexpr int WIDE = 32;
                                 static_cast<T* const*>(to_x), static_cast<T*>(to_w)); \
     return 1;
 
-#define TYPES(CALL)                                                                            \
-    if (bytes == 4 && shape->channels % (WIDE / 4) == 0) { FORMS(CALL, float, WIDE / 4) }      \
-    if (bytes == 4 && shape->channels % 8 == 0) { FORMS(CALL, float, 8) }                      \
-    if (bytes == 4 && shape->channels % 4 == 0) { FORMS(CALL, float, 4) }                      \
-    if (bytes == 8 && shape->channels % (WIDE / 8) == 0) { FORMS(CALL, double, WIDE / 8) }     \
-    if (bytes == 8 && shape->channels % 4 == 0) { FORMS(CALL, double, 4) }                     \
+#define POOL(T, LANES)                                                                         \
+    pool<T, LANES>(*shape, *in, *out, s, static_cast<const T*>(x), static_cast<T*>(most),      \
+                   static_cast<T*>(mean));                                                     \
+    return 1;
+
+#define POOL_BACKWARD(T, LANES)                                                                \
+    pool_backward<T, LANES>(*shape, *in, *out, s, static_cast<const T*>(x),                    \
+                            static_cast<const T*>(to_most), static_cast<const T*>(to_mean),    \
+                            static_cast<T*>(to_x));                                            \
+    return 1;
+
+#define FORWARDS(T, LANES) FORMS(FORWARD, T, LANES)
+#define BACKWARDS(T, LANES) FORMS(BACKWARD, T, LANES)
+
+#define TYPES(CALL)                                                             \
+    if (bytes == 4 && shape->channels % (WIDE / 4) == 0) { CALL(float, WIDE / 4) } \
+    if (bytes == 4 && shape->channels % 8 == 0) { CALL(float, 8) }              \
+    if (bytes == 4 && shape->channels % 4 == 0) { CALL(float, 4) }              \
+    if (bytes == 8 && shape->channels % (WIDE / 8) == 0) { CALL(double, WIDE / 8) } \
+    if (bytes == 8 && shape->channels % 4 == 0) { CALL(double, 4) }             \
     return 0;
 
 extern "C" {
@@ -294,12 +412,22 @@ extern "C" {
 int mae_nas_depthwise_forward(const Shape* shape, const Sites* in, const Sites* out, int k, int d,
                               int s, int bytes, const void* x, const void* w, const void* shift,
                               const void* y, const int64_t* y_stride) {
-    TYPES(FORWARD)
+    TYPES(FORWARDS)
 }
 
 int mae_nas_depthwise_backward(const Shape* shape, const Sites* in, const Sites* out, int k, int d,
                                int s, int bytes, const void* x, const void* w, const void* g,
                                const int64_t* g_stride, const void* to_x, void* to_w) {
-    TYPES(BACKWARD)
+    TYPES(BACKWARDS)
+}
+
+int mae_nas_pool_forward(const Shape* shape, const Sites* in, const Sites* out, int s, int bytes,
+                         const void* x, void* most, void* mean) {
+    TYPES(POOL)
+}
+
+int mae_nas_pool_backward(const Shape* shape, const Sites* in, const Sites* out, int s, int bytes,
+                          const void* x, const void* to_most, const void* to_mean, void* to_x) {
+    TYPES(POOL_BACKWARD)
 }
 }

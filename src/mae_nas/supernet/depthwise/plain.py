@@ -1,4 +1,4 @@
-"""Depthwise convolutions by torch's own: works everywhere."""
+"""Depthwise convolutions and pools by torch's own: works everywhere."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from torch.nn import functional
 from mae_nas.supernet.sites import Sites
 
 if TYPE_CHECKING:
-    from mae_nas.supernet.depthwise import Form
+    from mae_nas.supernet.depthwise import Form, PoolFunction
 
 NAME = "torch"
 
@@ -55,6 +55,29 @@ def backward(
                 seen = source.as_map(x[e])
             to_weight[e] = _tap_gradient(seen, sent, form)[:, 0].permute(1, 2, 0)
     return to_weight
+
+
+def pool(
+    kinds: Sequence["PoolFunction"], stride: int, x: Tensor, source: Sites, target: Sites
+) -> list[Tensor]:
+    """See the package."""
+    maps = source.as_map(x)
+    pooled = [kind(maps, source.visible, target.visible, stride) for kind in kinds]
+    return [target.as_rows(y) for y in pooled]
+
+
+def pool_backward(
+    kinds: Sequence["PoolFunction"],
+    stride: int,
+    x: Tensor,
+    source: Sites,
+    target: Sites,
+    gradient: Sequence[Tensor],
+) -> Tensor:
+    """See the package."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(pool(kinds, stride, leaf, source, target), leaf, gradient)[0]
 
 
 def _taps(weight: Tensor) -> Tensor:
