@@ -40,7 +40,7 @@ lint-conf: install ## every file in conf/ composes, and names exactly its class'
 	$(BIN)/pytest tests/test_configs.py
 
 bench: install ## a search step in several ways side by side, recorded
-	$(BIN)/mae-nas bench search record=experiments/search_speed/records.jsonl $(ARGS)
+	$(BIN)/mae-nas bench search growth=true record=experiments/search_speed/records.jsonl $(ARGS)
 
 # Reproductions. Each can be stopped and started again; images lie below MAE_NAS_DATA, see the README.
 SCALE ?= smoke

@@ -1,8 +1,10 @@
 """`mae-nas bench search`: a search step in several ways, side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from mae_nas.cli.arguments import read_arguments
 
@@ -15,8 +17,10 @@ in processor time.
   width=16 depth=8 side=32 batch=16   supernet, image and batch
   threads=1                           of the CPU
   repeats=7                           rounds; times are medians
+  growth=false|true                   and again with few images, side and width halved and doubled
   format=text|json                    a table, or a list of rows
-  record=FILE                         append the rows, with commit, versions and device, as JSON
+  record=FILE                         append all this, with commit, versions and device, as JSON;
+                                      growth is drawn beside it
 """
 _NUMBERS = {"width": 16, "depth": 8, "side": 32, "batch": 16, "threads": 1, "repeats": 7}
 
@@ -34,34 +38,68 @@ def bench(arguments: Sequence[str]) -> str:
     plain = [
         "format=text" if argument == "format=table" else argument for argument in arguments[1:]
     ]
-    given = read_arguments("bench", plain, {**defaults, "format": "text", "record": ""})
-    numbers = {key: _number(key, given.options[key]) for key in _NUMBERS}
-    record = Path(given.options["record"]) if given.options["record"] else None
+    defaults |= {"format": "text", "record": "", "growth": "false"}
+    options = read_arguments("bench", plain, defaults).options
+    numbers = {key: _number(key, options[key]) for key in _NUMBERS}
+    if options["growth"] not in ("true", "false"):
+        raise ValueError(f"growth={options['growth']}: use true or false")
+    record = Path(options["record"]) if options["record"] else None
     if record is not None and not record.parent.is_dir():
         raise ValueError(f"record: {record.parent} is not a folder")
+    facts = _measured(numbers, grows=options["growth"] == "true")
+    if record is not None:
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+        if facts["growth"]:
+            from mae_nas.runs.bench_plots import plot_growth
 
+            plot_growth(facts["growth"], record.with_name("growth"))
+    rows = facts["rows"]
+    return json.dumps(rows, indent=1) if options["format"] == "json" else _table(rows)
+
+
+def _measured(numbers: Mapping[str, int], grows: bool) -> dict[str, Any]:
+    """The record."""
     import torch
     from rich.console import Console
 
     from mae_nas.cli.assemble import progress
-    from mae_nas.runs.bench import compare_ways
-    from mae_nas.runs.listing import columns
+    from mae_nas.runs.bench import GROWING, WAYS, Setting, compare_ways, growth
     from mae_nas.runs.records import describe_device, git_state, versions
-    from mae_nas.supernet import SupernetSize
 
     torch.set_num_threads(numbers["threads"])
-    size = SupernetSize(numbers["width"], numbers["depth"])
-    repeats = numbers["repeats"]
+    setting = Setting(**{key: numbers[key] for key in ("width", "depth", "side", "batch")})
+    repeats, settings = numbers["repeats"], 5 if grows else 0
+    total, done = repeats * (len(WAYS) + settings * len(GROWING)), count(1)
     with progress(Console(stderr=True), "timing steps") as on_progress:
-        rows = compare_ways(
-            size, numbers["side"], numbers["batch"], repeats, lambda n: on_progress(n, repeats)
-        )
-    if record is not None:
-        facts = {"setting": numbers, "rows": rows, "git": git_state(), "versions": versions()}
-        facts["device"] = describe_device(torch.device("cpu"))
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
-    return json.dumps(rows, indent=1) if given.options["format"] == "json" else columns(rows)
+        on_step = lambda: on_progress(next(done), total)  # noqa: E731
+        rows = compare_ways(setting, list(WAYS), repeats, on_step, with_wall=True)
+        grown = growth(setting, repeats, on_step) if grows else []
+    facts = {"setting": numbers, "rows": rows, "growth": grown}
+    facts |= {"git": git_state(), "versions": versions()}
+    return facts | {"device": describe_device(torch.device("cpu"))}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    from mae_nas.runs.listing import columns
+
+    return columns(
+        [
+            {
+                "name": row["name"],
+                "seconds": f"{row['seconds']:.3g}",
+                "(least, most)": f"({row['least']:.3g}, {row['most']:.3g})",
+                "ratio": f"{row['ratio']:.2f}",
+                "saved MB": f"{row['saved_mb']:.0f}",
+                "operations": row["operations"],
+                "of multiplying": f"{row['of_multiplication_rate']:.1%}",
+                "of copying": f"{row['of_copy_rate']:.1%}",
+                "wall, all threads": f"{row['wall_all_threads']:.3g}",
+                "backend": row["backend"],
+            }
+            for row in rows
+        ]
+    )
 
 
 def _number(key: str, text: str) -> int:

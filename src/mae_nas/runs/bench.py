@@ -2,12 +2,19 @@
 
 A step is one update of w and one of α, decoder, loss and optimizers included, data left out. On a
 CPU it is timed in processor time of one thread, which other work on the computer disturbs least.
+
+How far a way is from what the computer can do is told by two fractions: of the rate at which it
+multiplies matrices, and of that at which it copies memory. The work is what any way must do: the
+multiply-adds of the definition, counted once for outputs, once for their inputs' gradients and, in
+the update of w, once for the weights', at visible sites; and every byte that the way keeps for the
+backward pass, written once and read once.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +28,7 @@ from mae_nas.decoders import HierarchicalDecoder
 from mae_nas.masking import Masking, VisibleMap
 from mae_nas.objectives import Reconstruction
 from mae_nas.relaxations import DARTS, Mixture
+from mae_nas.runs.measure import count_multiply_adds
 from mae_nas.search.module import frozen
 from mae_nas.spaces import S0
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
@@ -53,44 +61,127 @@ WAYS: Mapping[str, Way] = {
 }
 
 
-def compare_ways(
-    size: SupernetSize, side: int, batch: int, repeats: int, on_round: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    """A row for each way: seconds, ratio to the naive way, memory, operations.
+GROWING = ("naive", "reference", "fused-torch", "fused-cpp", "fused-cpp-sparse75")
+"""Ways whose growth is worth a picture."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is computed.
 
     Args:
-        size: of the supernet, in the space S0.
+        width: of the supernet, in the space S0.
+        depth: of the supernet.
         side: of the images, in pixels, with three channels.
         batch: images in each half of a step.
-        repeats: rounds in which every way takes its turn; times are medians.
-        on_round: told each round's number.
     """
-    steps = {name: _Step(way, size, side, batch) for name, way in WAYS.items()}
+
+    width: int
+    depth: int
+    side: int
+    batch: int
+
+
+def compare_ways(
+    setting: Setting,
+    ways: Sequence[str],
+    repeats: int,
+    on_step: Callable[[], None],
+    with_wall: bool = False,
+) -> list[dict[str, Any]]:
+    """A row for each way: seconds, ratio to the first way, memory, operations, fractions.
+
+    Args:
+        setting: of all ways.
+        ways: names; the first is what others are compared with.
+        repeats: rounds in which every way takes its turn; times are medians.
+        on_step: called after each timed step, `repeats` for each way.
+        with_wall: also by the clock on the wall, with a thread for each processor.
+    """
+    steps = {name: _Step(WAYS[name], setting) for name in ways}
     rows = {name: _row(name, step) for name, step in steps.items()}  # the first steps, untimed
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(repeats):
-        on_round(number)
+    for _ in range(repeats):
         for name, step in steps.items():
-            began = time.process_time()
-            step()
-            seconds[name].append(time.process_time() - began)
-    naive = statistics.median(seconds["naive"])
+            seconds[name].append(_timed(step, time.process_time))
+            on_step()
+    wall = _wall_seconds(steps) if with_wall else {}
+    copied, multiplied = copy_rate(), multiplication_rate()
+    least = multiply_adds(setting)
+    first = statistics.median(seconds[ways[0]])
     for name, row in rows.items():
         median = statistics.median(seconds[name])
+        kept = 4 * row["saved_mb"] * 1e6  # written and read, in both updates
         row |= {"seconds": median, "least": min(seconds[name]), "most": max(seconds[name])}
-        row["ratio"] = naive / median
+        row |= {"ratio": first / median, "wall_all_threads": wall.get(name)}
+        share = 1 - (WAYS[name].sparse_ratio or 0)
+        row["of_copy_rate"] = kept / median / copied
+        row["of_multiplication_rate"] = least * share / median / multiplied
     return list(rows.values())
+
+
+def growth(setting: Setting, repeats: int, on_step: Callable[[], None]) -> list[dict[str, Any]]:
+    """Rows of `compare_ways` with side and width, each halved and doubled, with few images."""
+    few = replace(setting, batch=max(2, setting.batch // 8))
+    settings = [few] + [
+        replace(few, **{key: value})
+        for key in ("side", "width")
+        for value in (getattr(few, key) // 2, getattr(few, key) * 2)
+    ]
+    return [
+        {"side": each.side, "width": each.width, "batch": each.batch, **row}
+        for each in settings
+        for row in compare_ways(each, GROWING, repeats, on_step)
+    ]
+
+
+def multiply_adds(setting: Setting) -> float:
+    """What a dense step needs by its definition, see above."""
+    step = _Step(WAYS["reference"], setting)
+    return count_multiply_adds(step.loss) * (3 + 2)  # w: outputs, inputs, weights; α: without these
+
+
+def copy_rate(megabytes: int = 256, repeats: int = 5) -> float:
+    """Bytes a second that are read and as many written, by one thread: of both together."""
+    x = torch.ones(megabytes << 18)
+    y = torch.empty_like(x)
+    return 2 * x.nbytes / min(_timed(lambda: y.copy_(x), time.process_time) for _ in range(repeats))
+
+
+def multiplication_rate(side: int = 1024, repeats: int = 5) -> float:
+    """Multiply-adds a second of a large product of matrices in float32, by one thread."""
+    x = torch.ones(side, side)
+    return side**3 / min(_timed(lambda: x @ x, time.process_time) for _ in range(repeats))
+
+
+def _timed(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
+    run()
+    return clock() - began
+
+
+def _wall_seconds(steps: Mapping[str, Callable[[], None]], repeats: int = 3) -> dict[str, float]:
+    """Of a step, in which all processors share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return {
+            name: statistics.median(_timed(step, time.monotonic) for _ in range(repeats))
+            for name, step in steps.items()
+        }
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Step:
     """Both updates, by one way."""
 
-    def __init__(self, way: Way, size: SupernetSize, side: int, batch: int) -> None:
-        space, self.way = S0(), way
+    def __init__(self, way: Way, setting: Setting) -> None:
+        space, side, self.way = S0(), setting.side, way
         torch.manual_seed(0)
-        plan = size.plan(space, side)
+        plan = SupernetSize(setting.width, setting.depth).plan(space, side)
         mode = "dense" if way.sparse_ratio is None else "sparse"
-        masking = Masking(way.sparse_ratio or 0.5, 8, mode)
+        masking = Masking(way.sparse_ratio or 0.5, min(8, side // 4), mode)
         decoder = HierarchicalDecoder(plan.features, 3)
         self.objective = Reconstruction(decoder, plan.features, side, masking)
         make = _NaiveSupernet if way.is_naive else Supernet
@@ -102,7 +193,9 @@ class _Step:
         options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, "foreach": is_grouped}
         self.of_weights = torch.optim.SGD(self.weights, 0.025, **options)
         self.of_alphas = torch.optim.Adam(self.alphas, 3e-4, (0.5, 0.999), foreach=is_grouped)
-        self.batch = Batch(torch.randn(batch, 3, side, side), torch.arange(batch), 1)
+        self.batch = Batch(
+            torch.randn(setting.batch, 3, side, side), torch.arange(setting.batch), 1
+        )
 
     def loss(self) -> Tensor:
         mixtures = self.relaxation.mixture()

@@ -1,0 +1,51 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mae_nas.cli.main import main
+from mae_nas.runs.bench import GROWING, WAYS
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "bench takes what is to be timed: mae-nas bench search"),
+        (["search", "width=0"], "width=0: must be a number, 1 or more"),
+        (["search", "growth=yes"], "growth=yes: use true or false"),
+        (["search", "format=yaml"], "format=yaml: use text or json"),
+        (["search", "wdith=8"], "did you mean width?"),
+        (["search", "record=nowhere/x.jsonl"], "record: nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_in_one_line(
+    arguments: list[str], said: str, capsys: Captured
+) -> None:
+    assert main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.slow
+def test_a_record_holds_the_rows_and_growth_is_drawn_beside_it(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    record = tmp_path / "records.jsonl"
+    small = ["width=8", "depth=3", "side=16", "batch=2", "repeats=1"]
+    assert main(["bench", "search", *small, "growth=true", f"record={record}"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(WAYS)
+    assert "ratio" in head
+    (stored,) = map(json.loads, record.read_text().splitlines())
+    assert [row["name"] for row in stored["rows"]] == list(WAYS)
+    assert stored["setting"]["width"] == 8
+    grown = stored["growth"]
+    settings = [(row["side"], row["width"]) for row in grown[:: len(GROWING)]]
+    assert settings == [(16, 8), (8, 8), (32, 8), (16, 4), (16, 16)]
+    assert [row["name"] for row in grown] == [*GROWING] * 5
+    assert {"git", "versions", "device"} <= stored.keys()
+    assert (tmp_path / "growth.png").exists()
+    assert main(["bench", "search", *small, "format=json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(WAYS)
