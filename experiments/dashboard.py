@@ -69,7 +69,7 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
     )
     media = ["reconstructions", "cells", "alpha", "alpha_history", "losses"]
     pictures = ws.Section(name="Pictures", panels=[wr.MediaBrowser(media_keys=media)])
-    columns = [f"config:{key}" for key in SETTINGS] + [f"summary:{name}" for name in COLUMNS]
+    columns = [_column(key) for key in SETTINGS] + [f"summary:{name}" for name in COLUMNS]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -80,6 +80,12 @@ def dashboard(entity: str, project: str) -> ws.Workspace:
             groupby=[ws.Metric("Group")], pinned_columns=["run:displayName", *columns]
         ),
     )
+
+
+def _column(key: str) -> str:
+    """How wandb addresses a configuration's key among the columns of its table."""
+    section, dot, rest = key.partition(".")
+    return f"config:{section}.value{dot}{rest}"
 
 
 def main() -> int:

@@ -48,6 +48,15 @@ SWEEP = ["search", "-m", "seed=0,1", "hydra.sweep.dir=s"]
             ["seed=interval(0,1): a sweep needs values that can be listed: a,b or range(0,5)"],
         ),
         (
+            ["seed=range(0,0)"],
+            ["seed=range(0,0): a sweep needs values that can be listed: a,b or range(0,5)"],
+        ),
+        (
+            ["decoder=glob(*)"],
+            ["decoder=glob(*): a sweep needs values that can be listed: a,b or range(0,5)"],
+        ),
+        (["seed=1"], ["-m: nothing to sweep over; give several values, as in seed=0,1"]),
+        (
             ["--cfg", "job"],
             ["--cfg: shows one configuration; leave out -m and choose one value each"],
         ),
@@ -151,10 +160,22 @@ def test_a_sweep_over_other_axes_needs_another_folder(
     before = rows(tmp_path / "s")
     assert main([*SWEEP, "mask.ratio=0.2,0.4"]) == 2
     assert capsys.readouterr().err == (
-        "mae-nas: hydra.sweep.dir: s is of a sweep over seed, not seed, mask.ratio; "
-        "choose another\n"
+        "mae-nas: hydra.sweep.dir: s is of a sweep over seed, "
+        "this command line over seed, mask.ratio; choose another\n"
     )
     assert rows(tmp_path / "s") == before
+
+
+def test_a_sweep_of_another_configuration_needs_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(1)
+    command(monkeypatch, "exit 1")
+    assert main([*SWEEP, "supernet.width=5"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("mae-nas: hydra.sweep.dir: s is of a sweep with another configuration (")
+    assert "(supernet.width: the run has " in line
+    assert not (tmp_path / "s/sweep.csv").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -38,7 +38,7 @@ def test_the_dry_run_names_every_panel_that_is_promised(tmp_path: Path) -> None:
     assert {curve["xAxis"] for curve in curves.values()} == {"step"}
     (runs,) = section["runSets"]
     assert runs["grouping"] == [{"section": "run", "name": "group"}]
-    assert {"config:mask.ratio", "summary:verdict"} <= runs["runFeed"]["columnVisible"].keys()
+    assert {"config:mask.value.ratio", "summary:verdict"} <= runs["runFeed"]["columnVisible"].keys()
 
 
 def test_saving_without_a_login_is_one_line(tmp_path: Path) -> None:

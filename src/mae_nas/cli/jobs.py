@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -22,7 +23,8 @@ from mae_nas.cli.compose import Composed, compose, revalued
 from mae_nas.cli.library import open_library
 from mae_nas.cli.spelling import quoted
 from mae_nas.keys import find
-from mae_nas.runs.resume import follow
+from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.resume import differences, follow
 
 _LONGEST_NAME = 120
 
@@ -118,12 +120,14 @@ def split_values(overrides: Sequence[str], groups: Collection[str]) -> list[Axis
             axes[text] = Axis(key, texts)
             continue
         if override.is_sweep_override():
-            if not override.is_discrete_sweep():
+            listed = override.is_discrete_sweep() and not isinstance(override.value(), Glob)
+            name, is_swept = override.get_key_element(), True
+            values = list(override.sweep_string_iterator()) if listed else []
+            if not values:
                 raise ValueError(
                     f"{text}: a sweep needs values that can be listed: a,b or range(0,5)"
                 )
-            name, is_swept = override.get_key_element(), True
-            texts = [f"{name}={value}" for value in override.sweep_string_iterator()]
+            texts = [f"{name}={value}" for value in values]
         is_open = key in groups or key.endswith("._target_") or text[0] in "+~" or "{" in text
         axes[key] = Axis(key, texts, is_swept, is_open)
     return list(axes.values())
@@ -175,6 +179,8 @@ def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[J
     if params:  # axes from a file
         axes = split_values([*params, *overrides], groups)
         composed = compose_grid(axes, config_dir)
+    if not any(axis.is_swept for axis in axes):
+        raise ValueError("-m: nothing to sweep over; give several values, as in seed=0,1")
     shared = () if config_dir is None else (f"--config-dir={config_dir.resolve()}",)
     jobs: dict[Path, Job] = {}
     for texts in product(*(axis.texts for axis in axes)):
@@ -186,6 +192,21 @@ def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[J
         folder = Path(hydra.sweep.dir) / folder_name(point)
         jobs.setdefault(folder, Job(len(jobs), folder, (*shared, *told), point, config))
     return list(jobs.values()), common
+
+
+def refuse_other_configurations(jobs: Sequence[Job]) -> None:
+    """Raise a line if a folder holds a run of another configuration: a table would mix them."""
+    for job in jobs:
+        folder = RunFolder(job.folder)
+        try:
+            lines = differences(folder.read_config(), job.config) if job.config else []
+        except (ValueError, OSError):
+            continue  # none there, or its process says what is wrong with it
+        if lines:
+            raise ValueError(
+                f"hydra.sweep.dir: {job.folder.parent} is of a sweep with another configuration "
+                f"({lines[0]}); choose another"
+            )
 
 
 def _shared_overrides(axes: Sequence[Axis], groups: Collection[str]) -> list[str]:

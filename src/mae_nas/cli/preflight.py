@@ -58,7 +58,7 @@ def fitting(run: Run) -> Run:
     few = None
     if is_silent and images > _FEW:
         few = _try(run, run.data.cut(_FEW * run.settings.parts, accumulate))
-        few = few and replace(few, seconds=few.seconds * images / _FEW)
+        few = few and replace(few, seconds=_of_more(run, few, images))
     for part in (part for part in range(images, 0, -1) if images % part == 0):
         smaller = _cut(run, accumulate * images // part)
         cost = few.of(part) if few and part > _FEW else None
@@ -70,6 +70,18 @@ def fitting(run: Run) -> Run:
         if cost is not None:
             return replace(smaller, cost=cost)
     raise MemoryError(out_of_memory(_cut(run, accumulate * images)))
+
+
+def _of_more(run: Run, few: StepCost, images: int) -> float:
+    """Seconds of a step on `images`, from those on few: a part is the same for any number."""
+    by_image = few.seconds / few.images
+    if by_image * images < _QUICK:  # it will be tried
+        return by_image * images
+    half = _try(run, run.data.cut(few.images // 2 * run.settings.parts, run.settings.accumulate))
+    if half is not None:
+        slope = (few.seconds - half.seconds) / (few.images - half.images)
+        by_image = min(max(slope, by_image / 4), by_image)  # clocks are not exact
+    return few.seconds + by_image * (images - few.images)
 
 
 def out_of_memory(run: Run, smaller: StepCost | None = None) -> str:

@@ -76,6 +76,13 @@ def onward(run: Run) -> str:
     return f"; resume=auto continues from {checkpoint}" if checkpoint.exists() else ""
 
 
+def _images_a_step(run: Run, steps: int) -> float:
+    """On average: one batch for w in every step, and one for α in those after the warm-up."""
+    module = run.module
+    warm = min(module.settings.warmup_epochs * module.steps_per_epoch, steps)
+    return run.data.batch_size * (2 - warm / max(steps, 1))
+
+
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
     """Until the record of this search is written, no earlier one; an exception leaves one too."""
@@ -120,7 +127,7 @@ def finish(
         "seed": run.config["seed"],
         "device": describe_device(device),
         "wall_seconds": clock.total,
-        "images_per_second": 2 * run.data.batch_size / max(clock.seconds_per_step, 1e-9),
+        "images_per_second": _images_a_step(run, last.step) / max(clock.seconds_per_step, 1e-9),
         "waiting_share": clock.waiting_share,
         "peak_memory_bytes": peak_memory(device),
         "preflight": run.cost and asdict(run.cost),

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from mae_nas.checks import raise_all
 from mae_nas.cli.codes import CONFIGURATION, DONE, FAILED, REQUEUE, is_in_order, stopped_by
 from mae_nas.cli.compose import RUN_DIR
-from mae_nas.cli.jobs import Axis, Job, plan_jobs, split_values
+from mae_nas.cli.jobs import Axis, Job, plan_jobs, refuse_other_configurations, split_values
 from mae_nas.cli.launcher import Plan, Signals
 from mae_nas.cli.library import CONFIG, open_library
 from mae_nas.runs.listing import RunState, columns, look
@@ -31,6 +31,7 @@ def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) 
     folder = planned[0].folder.parent
     table = folder / "sweep.csv"
     refuse_other_axes(table, planned[0].point)
+    refuse_other_configurations(planned)
     jobs = _multirun(Plan(planned, signals), common, config_dir)
     rows = settled([_row(job) for job in jobs])
     write_table(rows, table)

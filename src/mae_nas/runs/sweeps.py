@@ -58,7 +58,9 @@ def refuse_other_axes(path: Path, axes: Collection[str]) -> None:
         with path.open(encoding="utf-8", newline="") as file:
             old = set(next(csv.reader(file), [])) - set(COLUMNS)
         if old != set(axes):
-            over = f"{', '.join(sorted(old)) or 'nothing'}, not {', '.join(axes) or 'nothing'}"
+            over = (
+                f"{', '.join(sorted(old)) or 'nothing'}, this command line over {', '.join(axes)}"
+            )
             raise ValueError(
                 f"hydra.sweep.dir: {path.parent} is of a sweep over {over}; choose another"
             )

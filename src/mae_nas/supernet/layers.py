@@ -47,8 +47,9 @@ class Kind:
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """(E, k, k, C)."""
-        stacked = torch.stack([conv.weight for conv in self.convolutions])
-        return stacked[:, :, 0].permute(0, 2, 3, 1).to(dtype).contiguous()
+        # A view, not a choice of the only channel: its gradient is one, and DDP can use it.
+        stacked = torch.stack([conv.weight for conv in self.convolutions]).flatten(1, 2)
+        return stacked.permute(0, 2, 3, 1).to(dtype).contiguous()
 
 
 def _form(layer: DepthwiseSeparable) -> Form:
