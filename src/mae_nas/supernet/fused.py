@@ -201,7 +201,7 @@ class _Source:
                     skips.append((slot, choice))
                 elif not operation.is_zero:
                     self.others.append((slot, choice, operation))
-        self.separable = SeparableGroup(layers, len(operations)) if layers else None
+        self.separable = SeparableGroup(layers) if layers else None
         self.shared = list(_by_edges(pools, skips))
 
     def add_to(

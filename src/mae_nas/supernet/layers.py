@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mae_nas.spaces.primitives import DepthwiseSeparable, Primitive, SepConv
 from mae_nas.supernet.depthwise import Form
+from mae_nas.supernet.sites import index
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,16 @@ def _kinds(layers: Sequence[DepthwiseSeparable], start: int = 0) -> list[Kind]:
 
 
 class SeparableGroup:
-    """The layers that leave one node.
+    """The layers that leave one node, its members.
 
     Args:
         layers: in any order.
-        slots: edges that leave the node.
+
+    Attributes:
+        edges: that they are on: slot and number of members.
     """
 
-    def __init__(self, layers: Iterable[Layer], slots: int) -> None:
+    def __init__(self, layers: Iterable[Layer]) -> None:
         # Chained ones first, and equal forms together: members of a kind are neighbours.
         layers = sorted(layers, key=lambda x: (x.first is None, _form(x.last), x.slot))
         self.firsts = [layer.first for layer in layers if layer.first is not None]
@@ -86,11 +89,25 @@ class SeparableGroup:
             _kinds(self.lasts[chained:], chained),
         )
         self.slots = tuple(layer.slot for layer in layers)
-        self.by_slot = [[q for q, s in enumerate(self.slots) if s == e] for e in range(slots)]
-        self.block = [self.by_slot[slot].index(q) for q, slot in enumerate(self.slots)]
+        self.edges = tuple((slot, self.slots.count(slot)) for slot in sorted(set(self.slots)))
+        # Members edge by edge, and where each of them is then.
+        self._listed = tuple(sorted(range(len(layers)), key=lambda q: self.slots[q]))
+        self._places = tuple(self._listed.index(q) for q in range(len(layers)))
+
+    def stacks(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """Each edge's matrix (M, n · C) as (n, M, C), a view."""
+        cut = zip(z, self.edges, strict=True)
+        return [each.view(len(each), n, -1).transpose(0, 1) for each, (_, n) in cut]
 
     def members(self, z: Sequence[Tensor]) -> list[Tensor]:
-        """Each member's columns (M', C) of its edge's matrix, as views."""
-        cut = [m.chunk(len(here), 1) for m, here in zip(z, self.by_slot, strict=True) if here]
-        where = {e: cut.pop(0) for e, here in enumerate(self.by_slot) if here}
-        return [where[slot][block] for slot, block in zip(self.slots, self.block, strict=True)]
+        """Each member's columns (M, C) of its edge's matrix, as views."""
+        listed = [member for stack in self.stacks(z) for member in stack]
+        return [listed[place] for place in self._places]
+
+    def gathered(self, stacks: Sequence[Tensor]) -> Tensor:
+        """What every edge's members have, (n, …), as one tensor in the members' order, (Q, …)."""
+        return torch.cat(list(stacks))[index(self._places, stacks[0].device)]
+
+    def by_edge(self, x: Tensor) -> Sequence[Tensor]:
+        """The inverse of `gathered`."""
+        return x[index(self._listed, x.device)].split([n for _, n in self.edges])

@@ -11,6 +11,7 @@ serves the edge. The backward pass needs r, u, z_1 and z_2, and can compute the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -77,10 +78,11 @@ def add_separable(
         torch.stack([matrix(layer.pointwise.weight) for layer in layers]) if layers else None
         for layers in (group.firsts, group.lasts)
     ]
-    chosen = mixing[index(group.choices, r.device), None]
-    *nodes, lacking = _Separable.apply(
-        group, setting, r, chosen, *points, *weights, *nodes, lacking
-    )
+    chosen, nodes = mixing[index(group.choices, r.device), None], list(nodes)
+    here = [nodes[slot] for slot, _ in group.edges]
+    *here, lacking = _Separable.apply(group, setting, r, chosen, *points, *weights, *here, lacking)
+    for (slot, _), node in zip(group.edges, here, strict=True):
+        nodes[slot] = node
     return nodes, lacking
 
 
@@ -103,15 +105,13 @@ class _Separable(torch.autograd.Function):
         if group.firsts:
             assert first_points is not None
             z1 = step.first_layers()
-            first = step.fold(z1, group.firsts, first_points, None, step.first_shift)
+            first = step.fold(step.moments(z1), group.firsts, first_points, None, step.first_shift)
             u = torch.baddbmm(step.cast(first.bias)[:, None], z1, step.cast(first.product).mT)
             u = setting.target.masked(u.relu_())
         z2 = step.last_layers(u)
-        last = step.fold(group.members(z2), group.lasts, last_points, mixing, step.last_shift)
-        product = step.cast(last.product)
-        for node, z, here in zip(nodes, z2, group.by_slot, strict=True):
-            if here:
-                node.addmm_(z, torch.cat([product[q] for q in here], 1).T)
+        last = step.fold(step.moments(z2), group.lasts, last_points, mixing, step.last_shift)
+        for node, z, product in zip(nodes, z2, group.by_edge(step.cast(last.product)), strict=True):
+            node.addmm_(z, product.mT.flatten(0, 1))
         lacking.index_add_(0, index(group.slots, r.device), last.bias)
         ctx.mark_dirty(*nodes, lacking)
         kept = [] if setting.recomputes else [z1, *z2]
@@ -167,16 +167,29 @@ class _Step:
         cuts = [len(kinds) for kinds in group.kinds]
         starts = [0, cuts[0], cuts[0] + cuts[1]]
         self.weights = [weights[i : i + n] for i, n in zip(starts, cuts, strict=True)]
-        self.first_shift = self.last_shift = None
-        if setting.is_training:
-            # About the means of the depthwise outputs, borders left out of account.
-            mean = (wide(r).sum(0) / setting.source.count).to(r.dtype)
-            first, chained, direct = (
-                [weight.sum((1, 2)) * factor for weight in here]
-                for here, factor in zip(self.weights, (mean, _MEAN_OF_U, mean), strict=True)
-            )
-            self.first_shift = torch.cat(first) if first else None
-            self.last_shift = torch.cat([*chained, *direct])
+
+    @cached_property
+    def _mean_of_r(self) -> Tensor:
+        return (wide(self.r).sum(0) / self.setting.source.count).to(self.r.dtype)
+
+    # Shifts are about the means of the depthwise outputs, borders left out of account.
+
+    @cached_property
+    def first_shift(self) -> Tensor | None:
+        """Of z_1: (Q_1, C)."""
+        if not (self.setting.is_training and self.group.firsts):
+            return None
+        return _tap_sums(self.weights[0]).mul_(self._mean_of_r)
+
+    @cached_property
+    def last_shift(self) -> Tensor | None:
+        """Of z_2: (Q_2, C)."""
+        if not self.setting.is_training:
+            return None
+        shift, chained = _tap_sums([*self.weights[1], *self.weights[2]]), len(self.group.firsts)
+        shift[:chained].mul_(_MEAN_OF_U)
+        shift[chained:].mul_(self._mean_of_r)
+        return shift
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(self.r.dtype)
@@ -188,9 +201,9 @@ class _Step:
         return self._masked(z)
 
     def last_layers(self, u: Tensor | None) -> list[Tensor]:
-        """z_2, an edge's side by side: (M', blocks · C)."""
+        """z_2, an edge's side by side: (M', n · C)."""
         rows, width = self.setting.target.rows, self.r.shape[1]
-        z = [self.r.new_empty(rows, len(here) * width) for here in self.group.by_slot]
+        z = [self.r.new_empty(rows, n * width) for _, n in self.group.edges]
         members = self.group.members(z)
         self._apply(2, [self.r] * len(members), self.last_shift, members)
         if u is not None:
@@ -236,21 +249,29 @@ class _Step:
             for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True)
         ]
 
+    def moments(self, z: Tensor | Sequence[Tensor]) -> Moments | None:
+        """Of z_1 (Q, M, C), or of z_2 by edges, over visible rows; None: not of this batch."""
+        if not self.setting.is_training:
+            return None
+        if isinstance(z, Tensor):
+            total, gram = wide(z).sum(1), wide(z).mT @ wide(z)
+        else:
+            stacks = self.group.stacks([wide(each) for each in z])
+            total = self.group.gathered([each.sum(1) for each in stacks])
+            gram = self.group.gathered([each.mT @ each for each in stacks])
+        count = self.setting.target.count
+        return Moments(total / count, gram / count)
+
     def fold(
         self,
-        z: Rows,
+        moments: Moments | None,
         layers: Sequence[DepthwiseSeparable],
         points: Tensor,
         mixing: Tensor | None,
         shift: Tensor | None,
     ) -> Fold:
-        """Of the layers, by the moments of their z over visible rows."""
-        count, moments = self.setting.target.count, None
-        if self.setting.is_training:
-            total = torch.stack([wide(each).sum(0) for each in z])
-            gram = torch.stack([wide(each).T @ wide(each) for each in z])
-            moments = Moments(total / count, gram / count)
-        norms = Norms([layer.norm for layer in layers], count)
+        """Of the layers."""
+        norms = Norms([layer.norm for layer in layers], self.setting.target.count)
         return Fold(norms, moments, points, mixing, shift)
 
     def through_nodes(
@@ -263,21 +284,24 @@ class _Step:
         wants_mixing: bool,
     ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """Through node_t += W'_2 z_2 + b_2: gradients of z_2, W_2 and a."""
-        group, product = self.group, fold.product
+        group = self.group
         # In float32 or wider: at losses scaled for it, half precision would overflow.
-        blocks = [wide(to_node).T @ wide(z) for to_node, z in zip(to_nodes, z2, strict=True)]
-        to_product = torch.stack(group.members(blocks))
+        to_nodes, z2 = [wide(to_node) for to_node in to_nodes], [wide(z) for z in z2]
+        to_blocks = [to_node.T @ z for to_node, z in zip(to_nodes, z2, strict=True)]
+        to_product = group.gathered(group.stacks(to_blocks))
         to_bias = to_lacking[index(group.slots, to_lacking.device)]
         found = self._folded(fold, to_product, to_bias, wants_weight, wants_mixing)
         rows, both, to_weight, to_mixing = found
-        to_z2 = [to_node[:0] for to_node in to_nodes]
-        for e, (to_node, here) in enumerate(zip(to_nodes, group.by_slot, strict=True)):
-            if here:
-                across = torch.cat([product[q] for q in here], 1)
-                to_z2[e] = torch.addmm(torch.cat([rows[q] for q in here]), wide(to_node), across)
+        to_z2 = [
+            torch.addmm(row.flatten(), to_node, product.transpose(0, 1).flatten(1))
+            for row, to_node, product in zip(
+                group.by_edge(rows), to_nodes, group.by_edge(fold.product), strict=True
+            )
+        ]
         if both is not None:
-            for to_z, z, square in zip(group.members(to_z2), group.members(z2), both, strict=True):
-                to_z.addmm_(wide(z), square)
+            squares = group.by_edge(both)
+            for to_z, z, square in zip(group.stacks(to_z2), group.stacks(z2), squares, strict=True):
+                to_z.baddbmm_(z, square)
         return [self._masked(self.cast(to_z)) for to_z in to_z2], to_weight, to_mixing
 
     def through_relu(
@@ -293,7 +317,7 @@ class _Step:
         return self._masked(self.cast(to_z1)), to_weight
 
     def _masked(self, x: Tensor) -> Tensor:
-        return self.setting.target.masked(x) if x.shape[-2] else x
+        return self.setting.target.masked(x)
 
     def _folded(
         self,
@@ -313,3 +337,8 @@ class _Step:
             rows = to_mean / self.setting.target.count
             both = (to_second + to_second.mT) / self.setting.target.count
         return rows, both, to_weight, to_mixing
+
+
+def _tap_sums(weights: Sequence[Tensor]) -> Tensor:
+    """Of several kinds (E, k, k, C): (Q, C)."""
+    return torch.cat([weight.flatten(1, 2).sum(1) for weight in weights])
