@@ -22,9 +22,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mae_nas.supernet.depthwise import cpp, plain
+from mae_nas.supernet.depthwise import cpp, plain, triton
 
-__all__ = ["Form", "choose", "cpp", "plain", "serving"]
+__all__ = ["Form", "choose", "cpp", "plain", "serving", "triton"]
 
 
 class Form(NamedTuple):
@@ -37,9 +37,10 @@ class Form(NamedTuple):
 
 def serving(backend: ModuleType, form: Form) -> ModuleType:
     """`backend`, or the one that knows every form."""
-    return plain if backend is cpp and form not in cpp.FORMS else backend
+    return plain if backend is not plain and form not in backend.FORMS else backend
 
 
 def choose(like: Tensor, allowed: bool = True) -> ModuleType:
     """The fastest backend for tensors (M, C) of this device, type and width."""
-    return cpp if allowed and cpp.serves(like) else plain
+    compiled = (backend for backend in (triton, cpp) if allowed and backend.serves(like))
+    return next(compiled, plain)
