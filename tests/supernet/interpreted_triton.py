@@ -34,7 +34,7 @@ SHARING = {"one": (0, 0, 0), "each": (0, 1, 2), "some": (0, 1, 0)}
 @pytest.fixture(autouse=True)
 def larger_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interpreter takes as long for a small block."""
-    monkeypatch.setattr(triton_launch, "_BYTES", 4 * triton_launch._BYTES)
+    monkeypatch.setattr(triton_launch, "_BYTES", 16 * triton_launch._BYTES)
 
 
 def sites_of(form: Form, geometry: str) -> tuple[Sites, Sites]:
@@ -61,20 +61,19 @@ def passes(
     inputs, to_x = [x[o] for o in owners], torch.ones_like(x)
     into = [to_x[o] for o in owners]
     forward(form, inputs, weight, shift, *sites, out)
-    bare = torch.empty_like(sent)
-    forward(form, inputs, weight, None, *sites, list(bare))
     to_weight = backward(form, inputs, weight, *sites, gradients, into, True)
-    again = torch.ones_like(x)
-    into = [again[o] for o in owners]
-    assert backward(form, inputs, weight, *sites, gradients, into, False) is None
-    assert torch.equal(again, to_x)
     assert all((matrix[:, :channels] == 0).all() for matrix in wide)
     assert all((matrix[:, 2 * channels :] == 0).all() for matrix in wide)
-    return [*out, *bare, *to_x.unbind(), to_weight]
+    return [*out, *to_x.unbind(), to_weight]
 
 
 def check(
-    form: Form, geometry: str, dtype: torch.dtype, sharing: tuple[int, ...], channels: int = 8
+    form: Form,
+    geometry: str,
+    dtype: torch.dtype,
+    sharing: tuple[int, ...],
+    channels: int = 8,
+    ours: object = (triton_launch.compute, triton_launch.differentiate),
 ) -> None:
     sites, edges = sites_of(form, geometry), len(sharing)
     shapes = (
@@ -84,7 +83,6 @@ def check(
         (edges, sites[1].rows, channels),
     )
     given = [torch.randn(shape).to(DEVICE, dtype) for shape in shapes]
-    ours = (triton_launch.compute, triton_launch.differentiate)
     found = passes(ours, form, sites, sharing, *given)
     theirs = (plain.forward, plain.backward)
     expected = passes(theirs, form, sites, sharing, *[each.double() for each in given])
@@ -96,12 +94,28 @@ def check(
 @pytest.mark.parametrize("geometry", ["dense", "packed"])
 @pytest.mark.parametrize("form", FORMS)
 def test_each_form(form: Form, geometry: str) -> None:
-    check(form, geometry, torch.float64, SHARING["one" if geometry == "dense" else "each"][:2])
+    check(form, geometry, torch.float64, (0, 0) if geometry == "dense" else (0,))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES)[1:])
-def test_each_type(dtype: torch.dtype) -> None:
-    check(Form(3, 1, 1), "packed", dtype, SHARING["one"], 24)
+def test_each_type_passes_the_comparison_of_first_use(dtype: torch.dtype) -> None:
+    check(Form(3, 1, 1), "packed", dtype, SHARING["one"], 24, (triton.forward, triton.backward))
+    served = triton._passes(Form(3, 1, 1), dtype, DEVICE, 24, (True, True))
+    assert served == (triton_launch.compute, triton_launch.differentiate)
+
+
+def test_shift_and_gradient_of_taps_can_be_left_out() -> None:
+    form, sites = Form(3, 1, 1), sites_of(Form(3, 1, 1), "dense")
+    x, out = torch.randn(2, sites[0].rows, 8, device=DEVICE).double()
+    weight = torch.randn(1, 3, 3, 8, device=DEVICE).double()
+    triton_launch.compute(form, [x], weight, None, *sites, [out])
+    expected = torch.empty_like(out)
+    plain.forward(form, [x], weight, None, *sites, [expected])
+    assert (out - expected).abs().max() < 1e-12
+    rest = form, [x], weight, *sites, [expected]
+    assert triton_launch.differentiate(*rest, [out], False) is None
+    plain.backward(*rest, [added := torch.zeros_like(x)], False)
+    assert (out - expected - added).abs().max() < 1e-12
 
 
 def test_a_map_without_rows_for_hidden_sites_leads_to_one_with() -> None:
@@ -128,9 +142,8 @@ def test_a_strip_has_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", SHARING)
-@pytest.mark.parametrize("channels", [8, 24])
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("sharing", "channels"), [("one", 8), ("each", 24), ("some", 8)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("form", FORMS)
 def test_everything_together(
@@ -140,13 +153,14 @@ def test_everything_together(
 
 
 class Small(SearchSpace):
-    """One node, and each kind of separable convolution."""
+    """Two edges that share an input, and one that does not."""
 
-    nodes = 1
+    nodes = 2
 
     def primitives(self, kind: str) -> list[list[str]]:
         del kind
-        return [["sep_conv_3x3", "dil_conv_3x3"], ["dil_conv_5x5", "skip_connect"]]
+        rows = [["sep_conv_3x3"], ["skip_connect"], ["sep_conv_3x3"]]
+        return [*rows, ["dil_conv_5x5"], ["skip_connect"]]
 
 
 @pytest.mark.parametrize(("kind", "is_sparse"), [("normal", True), ("reduce", False)])
@@ -167,11 +181,12 @@ def test_a_cell_takes_both_steps_as_with_torch(kind: str, is_sparse: bool) -> No
             cell.requires_grad_(not is_architecture)
             alpha = scores.clone().requires_grad_(is_architecture)
             state = cell.enter(image)
-            y = cell(state, state, Mixture(alpha.softmax(-1)), visible).dense()
+            y = cell(state, state, Mixture(alpha), visible).dense()
             wanted = [alpha] if is_architecture else list(cell.parameters())
             found += [y, *torch.autograd.grad(y.sin().sum(), wanted)]
         found += cell.state_dict().values()
         assert cell.implementation == name
+    assert not triton._unequal  # or torch has computed both
     half = len(found) // 2
     for one, other in zip(found[:half], found[half:], strict=True):
         assert (one - other).abs().max() < 1e-10

@@ -25,6 +25,14 @@ def _stride(doubled, e):
 
 
 @triton.jit
+def _block(matrix, stride, block, BLOCK: tl.constexpr):
+    """Where neighbouring rows lie: (BLOCK, 1)."""
+    # The wide product is the program's: a thread's would be kept in registers that run short.
+    first = matrix + stride * block * BLOCK
+    return first + tl.arange(0, BLOCK)[:, None] * stride.to(tl.int32)
+
+
+@triton.jit
 def _site(site_of, row, exists, height, width):
     """Image, row and column of a matrix' rows."""
     site = row
@@ -95,7 +103,8 @@ def correlate(
     """Σ_taps w · x − shift of each edge; transposed, Σ_taps w · x of `per` edges, added to out."""
     # Edges that read the same rows are neighbours in time, and find them in the cache.
     first = tl.program_id(0) % (edges // per) * per
-    row = tl.program_id(0) // (edges // per) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0) // (edges // per)
+    row = block * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, PADDED)[None, :]
     inside = channel < CHANNELS
     image, i, j = _site(site_of, row, row < rows, height, width)
@@ -112,7 +121,7 @@ def correlate(
                 value = tl.load(x + at * stride + channel, mask=exists & inside, other=0)
                 tap = tl.load(taps + (u * KERNEL + v) * CHANNELS, mask=inside, other=0)
                 total += value.to(SUM) * tap.to(SUM)
-    out = _pick(outs, first) + row.to(tl.int64)[:, None] * _stride(out_strides, first) + channel
+    out = _block(_pick(outs, first), _stride(out_strides, first), block, BLOCK) + channel
     kept = (row < rows)[:, None] & inside
     if TRANSPOSED:
         total += tl.load(out, mask=kept, other=0).to(SUM)
@@ -150,7 +159,7 @@ def gather_taps(
     channel = tl.arange(0, PADDED)[None, :]
     inside = channel < CHANNELS
     x, stride = _pick(xs, e), _stride(gradient_strides, e)
-    gradient = _pick(gradients, e) + channel
+    gradient = _pick(gradients, e)
     total = (tl.zeros((BLOCK, PADDED), SUM),) * KERNEL
     for block in range(strip * per, strip * per + per):
         row = block * BLOCK + tl.arange(0, BLOCK)
@@ -158,7 +167,8 @@ def gather_taps(
         x_i, i_exists = _met(i, u, x_height, KERNEL, DILATION, STRIDE, False)
         i_exists &= row < rows
         kept = (row < rows)[:, None] & inside
-        sent = tl.load(gradient + row.to(tl.int64)[:, None] * stride, mask=kept, other=0).to(SUM)
+        here = _block(gradient, stride, block, BLOCK) + channel
+        sent = tl.load(here, mask=kept, other=0).to(SUM)
         added = ()
         for v in tl.static_range(KERNEL):
             x_j, exists = _met(j, v, x_width, KERNEL, DILATION, STRIDE, False)
@@ -166,7 +176,7 @@ def gather_taps(
             value = tl.load(x + at * CHANNELS + channel, mask=exists & inside, other=0)
             added = added + (total[v] + value.to(SUM) * sent,)  # noqa: RUF005 - a starred one fails
         total = added
-    here = sums + ((strip * edges + e) * KERNEL + u) * (KERNEL * CHANNELS)
+    to = sums + ((strip * edges + e) * KERNEL + u) * (KERNEL * CHANNELS)
     for v in tl.static_range(KERNEL):
         tap = tl.sum(total[v], 0)[None, :]
-        tl.store(here + v * CHANNELS + channel, tap, mask=inside)
+        tl.store(to + v * CHANNELS + channel, tap, mask=inside)
