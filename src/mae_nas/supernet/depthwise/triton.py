@@ -107,7 +107,7 @@ def _passes(
     try:
         problem = _difference(ours, form, dtype, device, channels, packed)
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
-        problem = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem:
         _unequal.add(form)
         log.info("depthwise convolutions %s by torch, not by triton: %s", tuple(form), problem)
