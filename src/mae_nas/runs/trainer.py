@@ -151,7 +151,8 @@ class Efficiency(Checked):
             (Sums may round differently with another number, as on another computer.)
         cell: `fused` computes the supernet by source node, `reference` edge by edge, as it is
             defined: the same search but for rounding, at a fraction of the speed.
-        cpp: compile a kernel for this computer's CPU, if it has a compiler, for `fused`.
+        cpp: compile kernels for `fused`: for this computer's CPU, if it has a compiler, or for its
+            GPU by triton, if torch came with it.
         recompute: computes some of `fused` twice, to hold less memory.
     """
 

@@ -83,7 +83,7 @@ class FusedCell(ReferenceCell):
     Args:
         space: edges and candidates.
         spec: the cell's place in the backbone.
-        compiles: whether a kernel may be compiled for a CPU.
+        compiles: whether kernels may be compiled, for a CPU or a GPU.
         recomputes: compute depthwise convolutions again for the backward pass, for memory's sake.
     """
 

@@ -72,6 +72,20 @@ class Sites:
         first = torch.arange(self.batch, device=order.device) * hidden.shape[1]
         return (order + first[:, None]).flatten()
 
+    @cached_property
+    def site_of(self) -> Tensor | None:
+        """Of each row its site, counted through the batch: (M), int32. None: they are the same."""
+        return self._where.to(torch.int32) if self.is_packed else None
+
+    @cached_property
+    def row_of(self) -> Tensor | None:
+        """Of each site its row: (B · H · W), int32, -1 where hidden. None: they are the same."""
+        if not self.is_packed:
+            return None
+        rows = torch.arange(self.rows, dtype=torch.int32, device=self._where.device)
+        nowhere = rows.new_full((self.batch * self.height * self.width,), -1)
+        return nowhere.scatter_(0, self._where, rows)
+
     def as_map(self, rows: Tensor) -> Tensor:
         """(M, C) as (B, C, H, W), channels last."""
         if self.is_packed:

@@ -29,10 +29,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mae_nas.supernet.depthwise import cpp, plain
+from mae_nas.supernet.depthwise import cpp, plain, triton
 from mae_nas.supernet.sites import Sites
 
-__all__ = ["Form", "PoolFunction", "choose", "cpp", "plain", "pooling", "serving"]
+__all__ = ["Form", "PoolFunction", "choose", "cpp", "plain", "pooling", "serving", "triton"]
 
 PoolFunction = Callable[[Tensor, Tensor | None, Tensor | None, int], Tensor]
 """Map, visible sites before and after, stride; see `mae_nas.masking.visible_max_pool`."""
@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
 def serving(backend: ModuleType, form: Form) -> ModuleType:
     """`backend`, or the one that knows every form."""
-    return plain if backend is cpp and form not in cpp.FORMS else backend
+    return plain if backend is not plain and form not in backend.FORMS else backend
 
 
 def pooling(
@@ -61,4 +61,5 @@ def pooling(
 
 def choose(like: Tensor, allowed: bool = True) -> ModuleType:
     """The fastest backend for tensors (M, C) of this device, type and width."""
-    return cpp if allowed and cpp.serves(like) else plain
+    compiled = (backend for backend in (triton, cpp) if allowed and backend.serves(like))
+    return next(compiled, plain)

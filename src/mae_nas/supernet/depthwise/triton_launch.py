@@ -1,0 +1,145 @@
+"""Launches of the kernels: what they are told, and how many programs run."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mae_nas.supernet.depthwise import triton_kernels as kernels
+from mae_nas.supernet.sites import Sites
+
+if TYPE_CHECKING:
+    from mae_nas.supernet.depthwise import Form
+
+_AT_ONCE = (
+    8  # edges; pointers come as a tuple of so many, so that fewer need no binary of their own
+)
+_BYTES = 4 * 32 * 16  # of a program's block: each thread of four warps loads 16
+_STRIPS = 64  # at most; a number of the device's own would round differently on another
+
+
+def compute(
+    form: "Form",
+    x: Sequence[Tensor],
+    weight: Tensor,
+    shift: Tensor | None,
+    source: Sites,
+    target: Sites,
+    out: Sequence[Tensor],
+) -> None:
+    """The backend's `forward`."""
+    for few in _launches(len(out), _AT_ONCE):
+        some = None if shift is None else shift[few]
+        _correlate(form, x[few], weight[few], some, source, target, out[few])
+
+
+def differentiate(
+    form: "Form",
+    x: Sequence[Tensor],
+    weight: Tensor,
+    source: Sites,
+    target: Sites,
+    gradient: Sequence[Tensor],
+    to_x: Sequence[Tensor],
+    wants_weight: bool,
+) -> Tensor | None:
+    """The backend's `backward`."""
+    owners = len({to.data_ptr() for to in to_x})
+    # What several edges add to belongs to one program, or else to one launch after another.
+    at_once = _AT_ONCE if owners in (1, len(to_x)) else 1
+    for few in _launches(len(to_x), at_once):
+        per = len(to_x[few]) if owners == 1 else 1
+        _correlate(form, gradient[few], weight[few], None, target, source, to_x[few], per)
+    if not wants_weight:
+        return None
+    to_weight = torch.empty_like(weight)
+    for few in _launches(len(to_x), _AT_ONCE):
+        to_weight[few] = _tap_sums(form, x[few], weight[few], source, target, gradient[few])
+    return to_weight
+
+
+def _launches(edges: int, at_once: int) -> list[slice]:
+    return [slice(e, min(e + at_once, edges)) for e in range(0, edges, at_once)]
+
+
+def _correlate(
+    form: "Form",
+    x: Sequence[Tensor],
+    weight: Tensor,
+    shift: Tensor | None,
+    source: Sites,
+    target: Sites,
+    out: Sequence[Tensor],
+    per: int = 0,
+) -> None:
+    """Forward; transposed, and added to `out`, if `per` edges share each of those."""
+    constants: dict[str, Any] = {**block_constants(form, weight), "TRANSPOSED": per > 0}
+    programs = -(-target.rows // constants["BLOCK"]) * (len(out) // (per or 1))
+    with torch.cuda.device_of(weight):
+        kernels.correlate[(programs,)](
+            *_pointers(x),
+            weight,
+            weight if shift is None else shift,  # one is read if has_shift
+            int(shift is not None),
+            *_pointers(out),
+            *_described(source, target, per or 1, len(out)),
+            **constants,
+        )
+
+
+def _tap_sums(
+    form: "Form",
+    x: Sequence[Tensor],
+    weight: Tensor,
+    source: Sites,
+    target: Sites,
+    gradient: Sequence[Tensor],
+) -> Tensor:
+    """Gradient of the taps, (E, k, k, C), in the precision of sums."""
+    constants = block_constants(form, weight)
+    blocks = -(-target.rows // constants["BLOCK"])
+    per = -(-blocks // _STRIPS)
+    strips = -(-blocks // per)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    sums = weight.new_empty(strips, *weight.shape, dtype=wide)
+    with torch.cuda.device_of(weight):
+        kernels.gather_taps[(len(weight) * form.kernel, strips)](
+            _pointers(x)[0],
+            *_pointers(gradient),
+            sums,
+            *_described(source, target, per, len(weight)),
+            **constants,
+        )
+    return sums.sum(0)
+
+
+def block_constants(form: "Form", weight: Tensor) -> dict[str, Any]:
+    """What the kernels are compiled for."""
+    channels = weight.shape[-1]
+    padded = 1 << (channels - 1).bit_length()
+    return {
+        "KERNEL": form.kernel,
+        "DILATION": form.dilation,
+        "STRIDE": form.stride,
+        "CHANNELS": channels,
+        "PADDED": padded,
+        "BLOCK": max(1, _BYTES // (padded * weight.element_size())),
+        "SUM": kernels.tl.float64 if weight.dtype == torch.float64 else kernels.tl.float32,
+    }
+
+
+def _pointers(rows: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """The matrices, and twice the distances of their rows: multiples of 16 all compile alike.
+
+    A tuple's pointers are arguments like any other: nothing is copied to the device for them.
+    """
+    padded = [*rows, *[rows[0]] * (_AT_ONCE - len(rows))]
+    distances = tuple(2 * each.stride(0) for each in padded)
+    assert all(distance % 16 == 0 for distance in distances)
+    return tuple(padded), distances
+
+
+def _described(source: Sites, target: Sites, per: int, edges: int) -> tuple[Any, ...]:
+    sides = target.height, target.width, source.height, source.width
+    return target.site_of, source.row_of, target.rows, per, edges, *sides
