@@ -15,7 +15,7 @@ from mae_nas.masking import Masking
 from mae_nas.objectives import Reconstruction
 from mae_nas.relaxations import DARTS
 from mae_nas.spaces import S0, SearchSpace
-from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
+from mae_nas.supernet import CellMaker, ReferenceCell, Supernet, SupernetSize
 
 torch.set_num_threads(1)
 
@@ -42,22 +42,22 @@ def make_search() -> Callable[..., tuple[DARTS, Supernet, Reconstruction]]:
     def _make(
         space: SearchSpace | None = None,
         side: int = 16,
-        channels: int = 3,
         size: SupernetSize | None = None,
         masking: Masking | None = None,
         decoder: Callable[..., Decoder] = HierarchicalDecoder,
         objective: Callable[..., Reconstruction] = Reconstruction,
+        make_cell: CellMaker = ReferenceCell,
     ) -> tuple[DARTS, Supernet, Reconstruction]:
         space = space or S0()
         size = size or SupernetSize(width=4, depth=3)
         plan = size.plan(space, side)
         head = objective(
-            decoder=decoder(features=plan.features, channels=channels),
+            decoder=decoder(features=plan.features, channels=3),
             features=plan.features,
             side=side,
             masking=masking or Masking(ratio=0.5, patch_size=4),
         )
-        supernet = Supernet(space, channels, head.stages, plan, ReferenceCell)
+        supernet = Supernet(space, 3, head.stages, plan, make_cell)
         return DARTS(space), supernet, head
 
     return _make

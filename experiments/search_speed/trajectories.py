@@ -23,8 +23,8 @@ from mae_nas.runs.records import describe_device, git_state, versions
 
 HERE = Path(__file__).parent
 COMMON = [
-    *("experiment=cifar10", "data.batch_size=16", "supernet.width=8", "supernet.depth=3"),
-    *("trainer.max_epochs=1", "trainer.max_steps=320", "search.arch_optimizer.lr=3e-3"),
+    *("experiment=cifar10", "data.batch_size=8", "supernet.width=4", "supernet.depth=3"),
+    *("trainer.max_epochs=1", "trainer.max_steps=200", "search.arch_optimizer.lr=3e-3"),
     *("trainer.accelerator=cpu", "efficiency.threads=1", "trainer.preflight=false", "seed=0"),
 ]
 PRECISIONS, CELLS = ("64-true", "32-true"), ("reference", "fused")
