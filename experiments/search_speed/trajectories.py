@@ -2,8 +2,8 @@
 
     python experiments/search_speed/trajectories.py FOLDER    # runs lie there, and go on if stopped
 
-Real CIFAR-10 below MAE_NAS_DATA, one seed, float64 and float32. Writes trajectories.png beside this
-file and adds a record to trajectories.jsonl.
+CIFAR-10's test images as files below MAE_NAS_DATA, one seed, float64 and float32. Writes
+trajectories.png beside this file and adds a record to trajectories.jsonl.
 """
 
 import argparse
@@ -22,8 +22,10 @@ from mae_nas.runs import canvas
 from mae_nas.runs.records import describe_device, git_state, versions
 
 HERE = Path(__file__).parent
+# Fifty readings an epoch: of 10,000 images, so that some fall into a short search.
+IMAGES = "data.root=${oc.env:MAE_NAS_DATA,data}/cifar10/test"
 COMMON = [
-    *("experiment=cifar10", "data.batch_size=8", "supernet.width=4", "supernet.depth=3"),
+    *("data=folder", IMAGES, "data.batch_size=8", "supernet.width=4", "supernet.depth=3"),
     *("trainer.max_epochs=1", "trainer.max_steps=200", "search.arch_optimizer.lr=3e-3"),
     *("trainer.accelerator=cpu", "efficiency.threads=1", "trainer.preflight=false", "seed=0"),
 ]
