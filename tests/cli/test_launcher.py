@@ -6,10 +6,11 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from mae_nas.cli.codes import REQUEUE
+from mae_nas.cli.codes import DONE, FAILED, REQUEUE
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launcher import LauncherSettings, Signals, Task, last_words, run_jobs
 
@@ -98,6 +99,29 @@ def test_jobs_of_several_sizes_share_no_gpu(
     ended = run_jobs(planned, LauncherSettings(2, "process", {}), Signals())
     allowed = {1: {"4", "6"}, 2: {"4,5", "6,7"}}
     assert all(job.reason in allowed[job.devices] for job in ended)
+
+
+@pytest.mark.parametrize("executor", ["process", "local"])
+def test_several_nodes_need_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, executor: Literal["process", "local"]
+) -> None:
+    (job,) = jobs(monkeypatch, tmp_path, SLOW, 1)
+    job = replace(job, config={"trainer": {"num_nodes": 2}})
+    (ended,) = run_jobs([job], LauncherSettings(1, executor, {}), Signals())
+    assert ended.code == FAILED
+    assert ended.reason == f"trainer.num_nodes=2: {executor} jobs run on this computer"
+    assert not job.folder.exists()
+
+
+def test_a_job_that_cannot_be_started_leaves_the_rest_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command = property(lambda job: ("echo" if job.number else str(tmp_path / "none"),))
+    monkeypatch.setattr(Job, "command", command)
+    planned = [Job(number, tmp_path / str(number), (), {}) for number in range(2)]
+    ended = run_jobs(planned, LauncherSettings(1, "process", {}), Signals())
+    assert [job.code for job in ended] == [FAILED, DONE]
+    assert "No such file" in ended[0].reason
 
 
 @pytest.mark.parametrize(

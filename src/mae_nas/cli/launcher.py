@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
-from mae_nas.checks import Checked
+from mae_nas.checks import Checked, first_line
 from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launch import DECIDED
@@ -237,14 +237,16 @@ class _Runner:
             self.slots.put(slot)
 
     def _execute(self, task: Task, job: Job) -> tuple[int | None, str]:
-        if self.settings.executor != "process":
-            try:
-                return self._submit(task, job)
-            except Exception as error:  # noqa: BLE001 - of this job; the others go on
-                return FAILED, (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.signals.running.add(task)
+        here = self.settings.executor
         try:
+            if job.nodes > 1 and here != "slurm":
+                raise ValueError(f"trainer.num_nodes={job.nodes}: {here} jobs run on this computer")
+            if here != "process":
+                return self._submit(task, job)
+            self.signals.running.add(task)
             return (None, "") if self.signals.received else task()
+        except Exception as error:  # noqa: BLE001 - of this job; the others go on
+            return FAILED, first_line(error)
         finally:
             self.signals.running.discard(task)
 
