@@ -1,6 +1,7 @@
 import csv
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,18 @@ def test_the_reason_is_the_runs_own_whatever_was_said_after_it(
     command(monkeypatch, f"{record}; echo to upload the run; exit 1")
     assert main(SWEEP) == 1
     assert rows(tmp_path / "s") == [("failed", "NaN")] * 2
+
+
+def test_a_sweep_goes_on_when_nobody_reads_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(monkeypatch, "echo one; echo mae-nas: two; exit 75")
+    ear, mouth = os.pipe()
+    os.close(ear)
+    with os.fdopen(mouth, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(SWEEP) == 75
+    assert rows(tmp_path / "s") == [("stopped", "")] * 2
 
 
 def test_a_sweep_over_other_axes_needs_another_folder(

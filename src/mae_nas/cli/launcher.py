@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from mae_nas.checks import Checked, first_line
 from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launch import DECIDED
+from mae_nas.cli.logs import say
 from mae_nas.runs.folder import RunFolder
 from mae_nas.stopping import SIGNALS
 
@@ -121,8 +121,7 @@ class Task:
 
     def _pass_on(self, output: Iterable[str], lines: deque[str]) -> None:
         for line in output:
-            sys.stdout.write(f"{self.label}{line}")
-            sys.stdout.flush()
+            say(f"{self.label}{line.rstrip()}")
             lines.append(line.strip())
 
     def checkpoint(self) -> "DelayedSubmission":
@@ -176,10 +175,7 @@ class Signals:
         if not self.has_started:
             raise KeyboardInterrupt
         if self.running:
-            sys.stdout.write(
-                "Stopping the sweep; jobs end after a last reading (again to stop at once)\n"
-            )
-            sys.stdout.flush()
+            say("Stopping the sweep; jobs end after a last reading (again to stop at once)")
         for task in tuple(self.running):
             task.stop(number)
 
@@ -225,8 +221,7 @@ class _Runner:
                 return job
             words = " ".join(f"{key}={value}" for key, value in job.point.items())
             words = words or job.folder.name
-            sys.stdout.write(f"{label}{words}{ended and f': {ended} already'}\n")
-            sys.stdout.flush()
+            say(f"{label}{words}{ended and f': {ended} already'}")
             if ended:
                 return replace(job, code=DONE)
             code, reason = self._execute(task, job)
@@ -256,7 +251,7 @@ class _Runner:
         if self.signals.received:
             return None, ""
         submitted = self._executor(job).submit(task)
-        sys.stdout.write(f"{task.label}job {submitted.job_id}, log {submitted.paths.stdout}\n")
+        say(f"{task.label}job {submitted.job_id}, log {submitted.paths.stdout}")
         while not submitted.done():
             if self.signals.received:
                 return None, f"job {submitted.job_id} goes on; when it has ended, start this again"

@@ -57,6 +57,11 @@ class Terminal(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def say(line: str) -> None:
+    """Print a line as it is, unless whoever read our lines has gone."""
+    Terminal().out(line, highlight=False)
+
+
 class ConsoleHandler(logging.Handler):
     """Prints through rich, so that lines and the progress bar do not disturb each other."""
 

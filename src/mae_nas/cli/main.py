@@ -113,12 +113,13 @@ def _compose_and_search(options: argparse.Namespace, stopper: Stopper) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
+    from mae_nas.cli.logs import say
     from mae_nas.cli.sweep import run_sweep
 
     if options.cfg:
         raise ValueError("--cfg: shows one configuration; leave out -m and choose one value each")
     text, code = run_sweep(options.overrides, options.config_dir)
-    _say(text)
+    say(text)
     return code
 
 
