@@ -2,6 +2,9 @@ import csv
 import os
 import signal
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +165,46 @@ def test_a_sweep_goes_on_when_nobody_reads_its_lines(
         monkeypatch.setattr(sys, "stdout", stdout)
         assert main(SWEEP) == 75
     assert rows(tmp_path / "s") == [("stopped", "")] * 2
+
+
+def test_a_job_that_outlived_its_sweep_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(1)
+    folder = RunFolder(tmp_path / "s" / "seed=1")
+    folder.summary.rename(tmp_path / "result")
+    folder.lock()
+    starts = f"test -e {folder.summary} && echo after"
+    command(monkeypatch, f"{starts}; exit 75")
+
+    def end() -> None:
+        time.sleep(1)  # in which job 0 is not to start: one at a time
+        (tmp_path / "result").rename(folder.summary)
+        folder.release()
+
+    threading.Thread(target=end).start()
+    assert main(SWEEP) == 75
+    assert rows(tmp_path / "s") == [("stopped", ""), ("finished", "")]
+    assert capsys.readouterr().out.startswith(
+        "[2/2] seed=1: still runs, from an earlier sweep; waiting for its end\n"
+        "[2/2] seed=1: finished already\n"
+        "[1/2] seed=0\n"
+        "[1/2] after\n"
+    )
+
+
+def test_a_job_that_has_a_result_has_no_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(0)
+    finish(1)
+    monkeypatch.setattr(sweep, "_multirun", lambda plan, *_: refused(plan.jobs))
+    assert main(SWEEP) == 0
+    assert rows(tmp_path / "s") == [("finished", "")] * 2
+
+
+def refused(planned: list[Job]) -> list[Job]:
+    return [replace(job, code=2, reason="s is in use by pid 1") for job in planned]
 
 
 def test_a_sweep_over_other_axes_needs_another_folder(

@@ -81,6 +81,14 @@ class Job:
         except (ValueError, OSError):
             return ""  # its process says why
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a process holds its folder."""
+        try:
+            return RunFolder(self.folder).is_held()
+        except OSError:
+            return False  # its process says why
+
     def _count(self, key: str) -> int:
         count = find(self.config, f"trainer.{key}")
         return count if isinstance(count, int) else 1

@@ -26,7 +26,6 @@ from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launch import DECIDED
 from mae_nas.cli.logs import say
-from mae_nas.runs.folder import RunFolder
 from mae_nas.stopping import SIGNALS
 
 if TYPE_CHECKING:
@@ -196,8 +195,10 @@ def run_jobs(jobs: Sequence[Job], settings: LauncherSettings, signals: Signals) 
     runner = _Runner(jobs, settings, signals)
     jobs[0].folder.parent.mkdir(parents=True, exist_ok=True)
     signals.has_started = True
+    # Those that outlived an earlier sweep count first among the jobs that run at once.
+    order = sorted(jobs, key=lambda job: not job.is_running)
     with ThreadPoolExecutor(runner.at_once) as pool:
-        return list(pool.map(runner.run, jobs))
+        return sorted(pool.map(runner.run, order), key=lambda job: job.number)
 
 
 class _Runner:
@@ -213,14 +214,17 @@ class _Runner:
 
     def run(self, job: Job) -> Job:
         label = f"[{job.number + 1}/{self.total}] "
-        ended = job.ended
+        words = " ".join(f"{key}={value}" for key, value in job.point.items()) or job.folder.name
         slot = self.slots.get()
         task = Task(job.command, self._variables(job, slot), label, job.nodes)
         try:
+            if job.is_running:
+                say(f"{label}{words}: still runs, from an earlier sweep; waiting for its end")
+            while job.is_running and not self.signals.received:
+                time.sleep(_POLL_SECONDS)
             if self.signals.received:
                 return job
-            words = " ".join(f"{key}={value}" for key, value in job.point.items())
-            words = words or job.folder.name
+            ended = job.ended
             say(f"{label}{words}{ended and f': {ended} already'}")
             if ended:
                 return replace(job, code=DONE)
@@ -246,10 +250,6 @@ class _Runner:
             self.signals.running.discard(task)
 
     def _submit(self, task: Task, job: Job) -> tuple[int | None, str]:
-        while RunFolder(job.folder).is_held() and not self.signals.received:
-            time.sleep(_POLL_SECONDS)  # by a job of an earlier sweep, which went on
-        if self.signals.received:
-            return None, ""
         submitted = self._executor(job).submit(task)
         say(f"{task.label}job {submitted.job_id}, log {submitted.paths.stdout}")
         while not submitted.done():
