@@ -73,8 +73,9 @@ def test_a_signal_ends_the_running_jobs_and_starts_no_other(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("executor", ["process", pytest.param("local", marks=pytest.mark.slow)])
 def test_jobs_at_once_share_the_gpus_and_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, executor: Literal["process", "local"]
 ) -> None:
     names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WANDB_RUN_GROUP")
     say = f"import os; print(*(os.environ[name] for name in {names}))"
@@ -83,8 +84,19 @@ def test_jobs_at_once_share_the_gpus_and_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    ended = run_jobs(planned, LauncherSettings(2, "process", {}), Signals())
+    ended = run_jobs(planned, LauncherSettings(2, executor, {}), Signals())
     assert {job.reason for job in ended} == {f"{gpu} 3 {tmp_path.name}" for gpu in "57"}
+
+
+@pytest.mark.parametrize("visible", ["", "5,7"])
+def test_a_local_job_alone_sees_no_other_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str
+) -> None:
+    program = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES']); raise SystemExit(1)"
+    planned = jobs(monkeypatch, tmp_path, program, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (ended,) = run_jobs(planned, LauncherSettings(1, "local", {}), Signals())
+    assert ended.reason == f"sees {visible[:1]}".strip()
 
 
 def test_jobs_of_several_sizes_share_no_gpu(

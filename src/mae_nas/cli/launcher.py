@@ -206,8 +206,11 @@ class _Runner:
         self.settings, self.signals = settings, signals
         self.total, self.at_once = len(jobs), settings.at_once(len(jobs))
         self.devices = max(job.devices for job in jobs)
-        wants = self.at_once > 1 and any(job.on_gpus for job in jobs)
-        self.gpus = _visible_gpus() if wants else []
+        # A job alone sees all of them, but submitit's local one what it is told.
+        shares = settings.executor == "local" or (
+            settings.executor == "process" and self.at_once > 1
+        )
+        self.gpus = _visible_gpus() if shares and any(job.on_gpus for job in jobs) else []
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(self.at_once):
             self.slots.put(slot)
@@ -263,12 +266,12 @@ class _Runner:
 
         logs, slurm = job.folder.parent / "submitit", self.settings.slurm
         given = {key: value for key, value in slurm.items() if value is not None}
-        gpus = {"gpus_per_node": job.devices} if job.on_gpus else {}
         if self.settings.executor == "local":
             executor = submitit.LocalExecutor(logs, max_num_timeout=_REQUEUES)
-            executor.update_parameters(timeout_min=given.get("time", 240), **gpus)
+            executor.update_parameters(timeout_min=given.get("time", 240))
         else:
             executor = submitit.SlurmExecutor(logs, max_num_timeout=_REQUEUES)
+            gpus = {"gpus_per_node": job.devices} if job.on_gpus else {}
             nodes = {"nodes": job.nodes, "ntasks_per_node": 1}
             executor.update_parameters(job_name=job.folder.name, **nodes, **gpus, **given)
         return executor
@@ -277,13 +280,13 @@ class _Runner:
         """Each of several jobs at once has its share of the computer."""
         sweep = job.folder.parent.name
         variables = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", sweep)}
-        if self.at_once > 1 and self.settings.executor == "process":
+        if self.at_once > 1 and self.settings.executor != "slurm":
             cores = (os.cpu_count() or 1) // (self.at_once * job.devices)
             variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))
+        if self.gpus:
             shares = max(1, len(self.gpus) // self.devices)  # each as large as any job needs
             first = slot % shares * self.devices
-            if self.gpus:
-                variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[first : first + job.devices])
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[first : first + job.devices])
         return variables
 
 
