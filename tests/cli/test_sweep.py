@@ -153,6 +153,9 @@ def test_the_reason_is_the_runs_own_whatever_was_said_after_it(
     command(monkeypatch, f"{record}; echo to upload the run; exit 1")
     assert main(SWEEP) == 1
     assert rows(tmp_path / "s") == [("failed", "NaN")] * 2
+    command(monkeypatch, "echo mae-nas: out of memory; exit 1")  # which left no record
+    assert main(SWEEP) == 1
+    assert rows(tmp_path / "s") == [("failed", "out of memory")] * 2
 
 
 def test_a_sweep_goes_on_when_nobody_reads_its_lines(

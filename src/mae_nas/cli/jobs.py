@@ -89,6 +89,14 @@ class Job:
         except OSError:
             return False  # its process says why
 
+    @property
+    def recorded(self) -> int:
+        """When its record was written, in nanoseconds; 0 if there is none."""
+        try:
+            return RunFolder(self.folder).summary.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def _count(self, key: str) -> int:
         count = find(self.config, f"trainer.{key}")
         return count if isinstance(count, int) else 1

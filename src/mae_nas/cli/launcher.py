@@ -26,6 +26,7 @@ from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launch import DECIDED
 from mae_nas.cli.logs import say
+from mae_nas.runs.listing import look
 from mae_nas.stopping import SIGNALS
 
 if TYPE_CHECKING:
@@ -231,7 +232,10 @@ class _Runner:
             say(f"{label}{words}{ended and f': {ended} already'}")
             if ended:
                 return replace(job, code=DONE)
+            before = job.recorded
             code, reason = self._execute(task, job)
+            if code == FAILED and job.recorded != before:  # the run's own word, whatever was last
+                reason = look(job.folder).reason or reason
             if self.signals.received and code is not None and code < 0:  # too young to end in order
                 code = stopped_by(self.signals.received)
             return replace(job, code=code, reason="" if is_in_order(code) else reason)

@@ -85,5 +85,4 @@ def _row(job: Job) -> SweepRow:
     statuses = {None: "waiting", CONFIGURATION: refused}
     in_order = "stopped" if is_in_order(job.code) else "failed"
     status = ended or statuses.get(job.code, in_order)
-    reason = (job.code == FAILED and said.reason) or job.reason
-    return SweepRow(job.number, job.point, status, run, "" if ended else reason)
+    return SweepRow(job.number, job.point, status, run, "" if ended else job.reason)
