@@ -132,6 +132,24 @@ def test_lock_is_not_kept_by_a_forked_worker(tmp_path: Path) -> None:
         worker.join()
 
 
+def _look_on(path: Path) -> None:
+    while True:
+        RunFolder(path).is_held()
+
+
+def test_no_run_is_refused_for_those_who_look(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    poller = multiprocessing.get_context("fork").Process(target=_look_on, args=(tmp_path,))
+    poller.start()
+    try:
+        for _ in range(500):
+            folder.lock()
+            folder.release()
+    finally:
+        poller.kill()
+        poller.join()
+
+
 def test_discard_takes_back_only_what_was_made_for_nothing(tmp_path: Path) -> None:
     folder = RunFolder.new(tmp_path / "runs" / "x", exact=True)
     folder.write_config({}, [])

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,7 @@ from mae_nas.runs.files import read_json, remove_unfinished, write_json
 
 FORMAT = "mae_nas.config/1"
 _LOCK = "run.lock"
+_TRIES, _TRY_SECONDS = 20, 0.005  # `is_held` keeps a lock for less
 _HELD: set[IO[str]] = set()  # open locks of this process
 
 
@@ -101,9 +103,12 @@ class RunFolder:
     def try_lock(self) -> bool:
         """Like `lock`, but say whether it worked."""
         file = (self.path / _LOCK).open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_TRY_SECONDS)
+        else:
             file.close()
             return False
         file.truncate(0)
