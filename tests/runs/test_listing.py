@@ -79,3 +79,10 @@ def test_the_last_run_to_change_comes_last(tmp_path: Path) -> None:
 def test_columns_stand_below_their_names() -> None:
     text = columns([{"run": "a", "loss": 0.5, "age": 62.5}, {"run": "b", "loss": None, "age": 1}])
     assert text.splitlines() == ["run  loss    age", "a    0.5000  0:01:02", "b    –       1"]
+
+
+def test_a_strangers_text_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    make_run(tmp_path / "a\nb", {"state": "failed", "reason": "\x1b[2J\nforged  finished é"})
+    (run,) = find_runs(tmp_path)
+    text = columns([{"run": run.folder.name, "reason": run.reason}])
+    assert text.splitlines()[1:] == [r"a\nb  \x1b[2J\nforged  finished é"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_nas.cli.arguments import read_arguments
+from mae_nas.runs.listing import printable
 
 _USAGE = """\
 mae-nas inspect FOLDER [format=text|json] [KEY=VALUE ...]
@@ -52,9 +53,7 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     search, near, exact = facts["search"], facts["near_duplicates"], facts["exact_duplicates"]
 
     def row(name: str, value: str) -> str:
-        # A name may hold a line's end.
-        seen = "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
-        return f"  {name:<17}{seen}".rstrip()
+        return f"  {name:<17}{printable(value)}".rstrip()
 
     def listed(counts: Mapping[str, int]) -> str:
         shown = [f"{count:,} × {name or '.'}" for name, count in list(counts.items())[:_LISTED]]

@@ -108,6 +108,11 @@ def _said(key: str, value: object) -> str:
     if value is None:
         return "–"
     if not isinstance(value, float):
-        return str(value)
+        return printable(str(value))
     is_time = key in ("seconds", "age")
     return str(timedelta(seconds=value)).partition(".")[0] if is_time else f"{value:.4f}"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere, in which an escape or a line's end is shown, not obeyed."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
