@@ -56,6 +56,7 @@ class Stopper:
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # our parent may have blocked them
 
     def _watch(self, ear: int, code: Callable[[int], int]) -> None:
         """End the process that should end at once and cannot."""

@@ -145,18 +145,27 @@ def test_impossible_cells_are_rows_and_no_failure(sweep: Sweep, tmp_path: Path) 
     assert "hides 4 of the 4 patches" in table(tmp_path / "s")[3]["reason"]
 
 
-def test_a_stopped_sweep_goes_on(sweep: Sweep, tmp_path: Path, tiny: Sequence[str]) -> None:
+@pytest.mark.parametrize(
+    ("executor", "number", "expected"),
+    [("process", signal.SIGTERM, 75), ("local", signal.SIGINT, 130)],
+)
+def test_a_stopped_sweep_goes_on(
+    sweep: Sweep, tmp_path: Path, tiny: Sequence[str], executor: str, number: int, expected: int
+) -> None:
     folder = tmp_path / "s"
     command = [*tiny, "seed=3,4", "trainer.max_epochs=20", f"hydra.sweep.dir={folder}"]
+    command.append(f"hydra.launcher.executor={executor}")
     process = sweep(*command)
     wait_for(folder / "seed=3" / "metrics.csv")
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, number)  # as a terminal does
     code, output = ended(process)
-    assert code == 75, output
+    assert code == expected, output
+    assert "Traceback" not in output
     assert statuses(folder) == ["stopped", "waiting"]
     code, output = ended(sweep(*command))
     assert code == 0, output
-    assert "continuing" in output
+    log = "".join(path.read_text() for path in (folder / "submitit").glob("*.out"))
+    assert "continuing" in (log if executor == "local" else output)
     assert statuses(folder) == ["finished", "finished"]
 
 

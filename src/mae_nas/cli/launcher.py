@@ -26,6 +26,7 @@ from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
 from mae_nas.cli.launch import DECIDED
 from mae_nas.cli.logs import say
+from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.listing import look
 from mae_nas.stopping import SIGNALS
 
@@ -247,20 +248,26 @@ class _Runner:
         try:
             if job.nodes > 1 and here != "slurm":
                 raise ValueError(f"trainer.num_nodes={job.nodes}: {here} jobs run on this computer")
-            if here != "process":
+            if here == "slurm":
                 return self._submit(task, job)
             self.signals.running.add(task)
-            return (None, "") if self.signals.received else task()
+            if self.signals.received:
+                return None, ""
+            return task() if here == "process" else self._submit(task, job)
         except Exception as error:  # noqa: BLE001 - of this job; the others go on
             return FAILED, first_line(error)
         finally:
             self.signals.running.discard(task)
 
     def _submit(self, task: Task, job: Job) -> tuple[int | None, str]:
+        # At Ctrl-C in a terminal submitit's processes, started here, would kill what they wait for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         submitted = self._executor(job).submit(task)
         say(f"{task.label}job {submitted.job_id}, log {submitted.paths.stdout}")
         while not submitted.done():
-            if self.signals.received:
+            if task.asked and RunFolder(job.folder).signal(task.asked):
+                task.asked = 0
+            if self.signals.received and self.settings.executor == "slurm":
                 return None, f"job {submitted.job_id} goes on; when it has ended, start this again"
             time.sleep(_POLL_SECONDS)
         return submitted.results()[0]

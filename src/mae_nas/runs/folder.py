@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import shutil
 import socket
 import time
@@ -128,6 +129,16 @@ class RunFolder:
         except BlockingIOError:
             return True
         return False
+
+    def signal(self, number: int) -> bool:
+        """Send a signal to the process that holds the folder, if there is one on this computer."""
+        if not self.is_held():
+            return False
+        holder = (self.path / _LOCK).read_text(encoding="utf-8")
+        found = re.fullmatch(rf"pid (\d+) on {re.escape(socket.gethostname())}\n", holder)
+        if found:
+            os.kill(int(found[1]), number)
+        return found is not None
 
     def release(self) -> None:
         if self._lock is not None:
