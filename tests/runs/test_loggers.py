@@ -1,8 +1,10 @@
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import wandb
@@ -10,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mae_nas.runs import loggers
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.loggers import TensorboardSettings, WandbSettings
+from mae_nas.runs.loggers import TensorboardSettings, WandbSettings, start_log
 
 
 def test_tensorboard_drops_what_a_killed_process_wrote_behind_its_checkpoint(
@@ -33,6 +35,23 @@ def test_wandb_disabled_leaves_nothing(tmp_path: Path) -> None:
     written.row({"step": 1})
     written.close({}, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{}", "{", '{"id": 3, "told": 2}', '{"id": "x", "told": null}'])
+def test_a_run_whose_id_is_lost_gets_another(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Mock(id="new", offline=True)
+    monkeypatch.setattr(wandb, "init", init := Mock(return_value=run))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    folder = RunFolder(tmp_path)
+    folder.wandb.write_text(text)
+    start_log(WandbSettings(), folder, {}, 2, [{"step": 1}, {"step": 2}])
+    assert init.call_args.kwargs["id"] is None
+    assert json.loads(folder.wandb.read_text()) == {"id": "new", "told": 0}
+    assert run.log.call_count == 2
+    (line,) = caplog.messages
+    assert line == f"{folder.wandb} is damaged; wandb shows the run anew, under another id"
 
 
 def test_wandb_online_asks_its_server_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mae_nas.checks import Checked, first_line
+from mae_nas.keys import find
 from mae_nas.runs.files import read_json, write_json
 from mae_nas.runs.folder import RunFolder
 from mae_nas.search import Reading
@@ -136,16 +137,13 @@ class WandbSettings(LoggerSettings, Checked):
             return super().start(folder, config, step, earlier)
         import wandb
 
-        file = folder.wandb
-        known = (
-            cast("dict[str, Any]", read_json(file)) if file.exists() else {"id": None, "told": 0}
-        )
+        identity, told = _known_run(folder.wandb)
         # Tables and artifacts of an offline run would wait for their upload in the home directory.
         os.environ["WANDB_DATA_DIR"] = str(folder.path.absolute() / "wandb")
         run = wandb.init(
             project=self.project,
             mode=self.mode,
-            id=known["id"],
+            id=identity,
             resume="allow",
             name=folder.path.resolve().name,
             job_type="search",
@@ -159,15 +157,26 @@ class WandbSettings(LoggerSettings, Checked):
                 finish_timeout=UPLOAD_SECONDS,
             ),
         )
-        known["id"] = run.id
-        write_json(file, known)
+        write_json(folder.wandb, {"id": run.id, "told": told})
         if not run.offline:
             log.info("wandb      %s", run.url)
-        run_log = WandbLog(run, folder, known["told"])
+        run_log = WandbLog(run, folder, told)
         for row in earlier:
-            if row["step"] > known["told"]:  # in a file that a killed process did not finish
+            if float(row["step"]) > told:  # in a file that a killed process did not finish
                 run_log.row(row)
         return run_log
+
+
+def _known_run(file: Path) -> tuple[str | None, float]:
+    """Its id, None for a new one, and the last step that it was told."""
+    if file.exists():
+        with suppress(ValueError):
+            known = read_json(file)
+            identity, told = find(known, "id"), find(known, "told")
+            if isinstance(identity, str) and isinstance(told, int | float):
+                return identity, told
+        log.warning("%s is damaged; wandb shows the run anew, under another id", file)
+    return None, 0
 
 
 @cache  # settings are made twice, to be judged and to be used
