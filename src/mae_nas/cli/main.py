@@ -9,6 +9,8 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -160,34 +162,11 @@ def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
         folder.release()
 
 
-def _draw(arguments: list[str]) -> int:
-    from mae_nas.cli.draw import draw, usage
-
-    return _answer(arguments, usage, draw)
-
-
-def _runs(arguments: list[str]) -> int:
-    from mae_nas.cli.runs import runs, usage
-
-    return _answer(arguments, usage, runs)
-
-
-def _inspect(arguments: list[str]) -> int:
-    from mae_nas.cli.inspect import inspect, usage
-
-    return _answer(arguments, usage, inspect)
-
-
-def _bench(arguments: list[str]) -> int:
-    from mae_nas.cli.bench import bench, usage
-
-    return _answer(arguments, usage, bench)
-
-
-def _answer(
-    arguments: list[str], usage: Callable[[], str], command: Callable[[list[str]], str]
-) -> int:
-    return _say(usage() if {"-h", "--help"} & set(arguments) else command(arguments))
+def _answer(name: str, arguments: list[str]) -> int:
+    """Run a command that prints one text: the function of its name in the module of its name."""
+    module = import_module(f"mae_nas.cli.{name}")
+    is_asked = not {"-h", "--help"}.isdisjoint(arguments)
+    return _say(module.usage() if is_asked else getattr(module, name)(arguments))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -221,8 +200,5 @@ def _complain(error: ValueError | OSError | MemoryError) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": _search,
-    "inspect": _inspect,
-    "runs": _runs,
-    "draw": _draw,
-    "bench": _bench,
+    **{name: partial(_answer, name) for name in ("inspect", "runs", "draw", "bench")},
 }
