@@ -247,7 +247,10 @@ class _Runner:
         here = self.settings.executor
         try:
             if job.nodes > 1 and here != "slurm":
-                raise ValueError(f"trainer.num_nodes={job.nodes}: {here} jobs run on this computer")
+                raise ValueError(
+                    f"trainer.num_nodes={job.nodes}: executor {here} has this computer alone; "
+                    "use hydra.launcher.executor=slurm"
+                )
             if here == "slurm":
                 return self._submit(task, job)
             self.signals.running.add(task)
