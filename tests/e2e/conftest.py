@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ TINY = [
 
 UNDRAWN = """
 import sys
+import time
 from mae_nas.runs.pictures import Pictures
 Pictures.draw = lambda *_: None  # seconds that no test here is about
 from mae_nas.cli.main import main
@@ -106,6 +108,20 @@ def assert_identical(one: object, other: object, where: str) -> None:
             assert_identical(a, b, f"{where}.{i}")
     else:
         assert one == other, where
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """Wait until a living process has written a file, or so many lines of it."""
+
+    def wait(process: subprocess.Popen[str], path: Path, lines: int = 0) -> None:
+        deadline = time.monotonic() + 200
+        while not path.exists() or path.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, f"no progress of {path}"
+            time.sleep(0.002)
+
+    return wait
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from mae_nas.runs.listing import look
 Captured = pytest.CaptureFixture[str]
 Search = Callable[..., int]
 Start = Callable[..., subprocess.Popen[str]]
+WaitFor = Callable[..., None]
 
 PLANTED = """
 import os, signal, time, torch
@@ -248,17 +248,13 @@ def test_an_unexpected_exception_is_in_the_record_and_goes_on(
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_and_is_killed_is_not_what_it_was(
-    search: Search, start: Start, tmp_path: Path
+    search: Search, start: Start, wait_for: WaitFor, tmp_path: Path
 ) -> None:
     assert search("trainer.max_steps=2", "hydra.run.dir=run") == 0
     assert look(tmp_path / "run").state == "finished"
     goes_on = ["trainer.max_steps=9999", "resume=auto"]
-    metrics = tmp_path / "run" / "metrics.csv"
     process = start(*goes_on, "hydra.run.dir=run")
-    deadline = time.monotonic() + 120
-    while len(metrics.read_text().splitlines()) < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(process, tmp_path / "run" / "metrics.csv", 4)
     process.kill()
     process.communicate()
     assert look(tmp_path / "run").state == "stopped"
@@ -336,12 +332,11 @@ def test_spawned_loader_workers_change_no_bit(
 
 
 @pytest.mark.slow
-def test_a_killed_loader_worker_ends_a_search_in_one_line(start: Start, tmp_path: Path) -> None:
+def test_a_killed_loader_worker_ends_a_search_in_one_line(
+    start: Start, wait_for: WaitFor, tmp_path: Path
+) -> None:
     process = start("trainer.max_epochs=999", *HOST, "hydra.run.dir=run")
-    deadline, metrics = time.monotonic() + 120, tmp_path / "run" / "metrics.csv"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(process, tmp_path / "run" / "metrics.csv", 4)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
     said, _ = process.communicate(timeout=60)  # until no process holds the pipe

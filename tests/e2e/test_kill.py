@@ -88,14 +88,16 @@ def test_loader_workers_change_no_bit(
 
 @pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_begins_again(
-    search: Search, start: Start, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
+    search: Search,
+    start: Start,
+    wait_for: Callable[..., None],
+    finished: Callable[..., Path],
+    assert_same: Search,
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     process = start("hydra.run.dir=run")
-    deadline = time.monotonic() + 120
-    while not (run / "train.log").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_for(process, run / "train.log")
     process.kill()
     process.communicate()
     assert search("hydra.run.dir=run", "resume=auto") == 0

@@ -221,15 +221,15 @@ def test_wandb_online_is_refused_at_once_where_it_cannot_work(
 
 @pytest.mark.slow
 def test_a_killed_run_of_wandb_goes_on_under_its_id_and_loses_no_row(
-    search: Search, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    search: Search,
+    start: Callable[..., subprocess.Popen[str]],
+    wait_for: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     here = ["logger=wandb", "hydra.run.dir=run", "resume=auto", "trainer.checkpoint_seconds=0.01"]
     run = tmp_path / "run"
     process = start(*here, "trainer.max_epochs=50")
-    deadline = time.monotonic() + 120
-    while not (run / "checkpoints" / "last.ckpt").exists():
-        assert time.monotonic() < deadline, "no checkpoint within two minutes"
-        time.sleep(0.01)
+    wait_for(process, run / "checkpoints" / "last.ckpt")
     process.kill()
     process.communicate()
     time.sleep(2)  # wandb's own process ends by itself

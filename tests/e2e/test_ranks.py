@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mae_nas.genotype import read_genotype
 
 Search = Callable[..., int]
 Start = Callable[..., subprocess.Popen[str]]
+WaitFor = Callable[..., None]
 EXACT = ["trainer.precision=64-true", "trainer.sync_batchnorm=true"]
 LONG = "trainer.max_epochs=9"  # 54 steps, not 12
 TWO = "trainer.devices=2"
@@ -36,14 +36,6 @@ def assert_close(run: Path, other: Path, limit: float = 1e-10) -> None:
     for name in one:
         assert (one[name] - two[name]).abs().max() < limit, name
     assert read_genotype(str(run)) == read_genotype(str(other))
-
-
-def wait_for_rows(process: subprocess.Popen[str], run: Path, rows: int) -> None:
-    deadline, metrics = time.monotonic() + 200, run / "metrics.csv"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) <= rows:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -173,14 +165,17 @@ def test_two_nodes_start_and_continue_a_search(
 
 @pytest.mark.slow
 def test_ranks_killed_and_started_again_end_as_if_nothing_had_happened(
-    start: Start, assert_same: Callable[[Path, Path], None], tmp_path: Path
+    start: Start,
+    wait_for: WaitFor,
+    assert_same: Callable[[Path, Path], None],
+    tmp_path: Path,
 ) -> None:
     # Statistics of each rank's own: the harder case.
     there = ["trainer.max_epochs=3", TWO]
     assert end(start(*there, "hydra.run.dir=whole"))[0] == 0
     here = [*there, "hydra.run.dir=run", "resume=auto", "trainer.checkpoint_seconds=0.05"]
     process = start(*here)
-    wait_for_rows(process, tmp_path / "run", 5)
+    wait_for(process, tmp_path / "run" / "metrics.csv", 6)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert end(start(*here))[0] == 0
@@ -188,9 +183,11 @@ def test_ranks_killed_and_started_again_end_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_a_signal_ends_all_ranks_for_requeue(start: Start, tmp_path: Path) -> None:
+def test_a_signal_ends_all_ranks_for_requeue(
+    start: Start, wait_for: WaitFor, tmp_path: Path
+) -> None:
     process = start("trainer.max_epochs=99", TWO, "hydra.run.dir=run")
-    wait_for_rows(process, tmp_path / "run", 3)
+    wait_for(process, tmp_path / "run" / "metrics.csv", 4)
     process.send_signal(signal.SIGTERM)  # to the first alone: the others are told
     code, said = end(process)
     assert code == 75, said
@@ -200,9 +197,11 @@ def test_a_signal_ends_all_ranks_for_requeue(start: Start, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", ["first", "second"])
-def test_no_rank_outlives_another(start: Start, tmp_path: Path, dies: str) -> None:
+def test_no_rank_outlives_another(
+    start: Start, wait_for: WaitFor, tmp_path: Path, dies: str
+) -> None:
     process = start("trainer.max_epochs=99", TWO, "hydra.run.dir=run")
-    wait_for_rows(process, tmp_path / "run", 3)
+    wait_for(process, tmp_path / "run" / "metrics.csv", 4)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (second,) = [int(child) for child in children if b"undrawn" in cmdline(int(child))]
     os.kill(process.pid if dies == "first" else second, signal.SIGKILL)

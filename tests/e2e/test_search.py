@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,17 +300,6 @@ def test_resume_auto_finds_the_newest_unfinished_run(
 # Stopping ---------------------------------------------------------------------------------------
 
 
-def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        metrics = run / "metrics.csv"
-        if metrics.exists() and len(metrics.read_text().splitlines()) > step:
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    raise AssertionError(f"no step {step} within two minutes")
-
-
 def test_a_search_outlives_whoever_reads_its_lines(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -328,6 +316,7 @@ def test_a_search_outlives_whoever_reads_its_lines(
 def test_signals_end_a_run_cleanly_and_it_goes_on_bit_identically(
     search: Search,
     start: Callable[..., subprocess.Popen[str]],
+    wait_for: Callable[..., None],
     finished: Callable[..., Path],
     assert_same: Search,
     tmp_path: Path,
@@ -337,7 +326,7 @@ def test_signals_end_a_run_cleanly_and_it_goes_on_bit_identically(
     steps = [0]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 75)):
         process = start(*here)
-        wait_for_step(process, run, steps[-1] + 3)
+        wait_for(process, run / "metrics.csv", steps[-1] + 4)
         os.killpg(process.pid, number)  # as Ctrl-C and schedulers do: loader workers get it too
         said, _ = process.communicate(timeout=60)
         assert process.returncode == code, said

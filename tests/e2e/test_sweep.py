@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from mae_nas.runs.listing import find_runs
 pytestmark = pytest.mark.slow
 
 Sweep = Callable[..., subprocess.Popen[str]]
+WaitFor = Callable[..., None]
 DEMO = ["experiment=demo", "trainer.max_steps=4"]
 GRID = ["mask.ratio=0.2,0.6", "decoder=hierarchical,simmim", "seed=0,1"]
 
@@ -150,13 +150,19 @@ def test_impossible_cells_are_rows_and_no_failure(sweep: Sweep, tmp_path: Path) 
     [("process", signal.SIGTERM, 75), ("local", signal.SIGINT, 130)],
 )
 def test_a_stopped_sweep_goes_on(
-    sweep: Sweep, tmp_path: Path, tiny: Sequence[str], executor: str, number: int, expected: int
+    sweep: Sweep,
+    wait_for: WaitFor,
+    tmp_path: Path,
+    tiny: Sequence[str],
+    executor: str,
+    number: int,
+    expected: int,
 ) -> None:
     folder = tmp_path / "s"
     command = [*tiny, "seed=3,4", "trainer.max_epochs=20", f"hydra.sweep.dir={folder}"]
     command.append(f"hydra.launcher.executor={executor}")
     process = sweep(*command)
-    wait_for(folder / "seed=3" / "metrics.csv")
+    wait_for(process, folder / "seed=3" / "metrics.csv")
     os.killpg(process.pid, number)  # as a terminal does
     code, output = ended(process)
     assert code == expected, output
@@ -171,6 +177,7 @@ def test_a_stopped_sweep_goes_on(
 
 def test_a_job_that_a_cluster_pre_empts_is_requeued_and_goes_on(
     sweep: Sweep,
+    wait_for: WaitFor,
     tmp_path: Path,
     tiny: Sequence[str],
     finished: Callable[..., Path],
@@ -182,7 +189,7 @@ def test_a_job_that_a_cluster_pre_empts_is_requeued_and_goes_on(
         *(*tiny, *long, "mask.ratio=0.5,0.6", f"hydra.sweep.dir={folder}"),
         *("hydra.launcher.executor=local", "hydra.launcher.parallel=2"),
     )
-    wait_for(folder / "mask.ratio=0.5" / "metrics.csv")
+    wait_for(process, folder / "mask.ratio=0.5" / "metrics.csv")
     log = next(
         path for path in (folder / "submitit").glob("*.out") if "mask.ratio=0.5" in path.read_text()
     )
@@ -197,11 +204,3 @@ def test_a_job_that_a_cluster_pre_empts_is_requeued_and_goes_on(
     assert "continuing" in log.read_text()
     assert statuses(folder) == ["finished", "finished"]
     assert_same(folder / "mask.ratio=0.5", finished(*long, "mask.ratio=0.5"))
-
-
-def wait_for(path: Path) -> None:
-    for _ in range(1200):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} never came")
