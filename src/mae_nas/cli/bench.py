@@ -69,12 +69,13 @@ def _measured(numbers: Mapping[str, int], grows: bool) -> dict[str, Any]:
 
     torch.set_num_threads(numbers["threads"])
     setting = Setting(**{key: numbers[key] for key in ("width", "depth", "side", "batch")})
-    repeats, settings = numbers["repeats"], 5 if grows else 0
-    total, done = repeats * (len(WAYS) + settings * len(GROWING)), count(1)
+    repeats = numbers["repeats"]
+    few = min(repeats, 3) if grows else 0  # a picture needs no more, and waits long enough
+    total, done = repeats * len(WAYS) + few * 5 * len(GROWING), count(1)
     with progress(Console(stderr=True), "timing steps") as on_progress:
         on_step = lambda: on_progress(next(done), total)  # noqa: E731
         rows = compare_ways(setting, list(WAYS), repeats, on_step, with_wall=True)
-        grown = growth(setting, repeats, on_step) if grows else []
+        grown = growth(setting, few, on_step) if grows else []
     facts = {"setting": numbers, "rows": rows, "growth": grown}
     facts |= {"git": git_state(), "versions": versions()}
     return facts | {"device": describe_device(torch.device("cpu"))}
