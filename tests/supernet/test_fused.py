@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mae_nas.masking import Masking, VisibleMap
-from mae_nas.relaxations import Mixture
+from mae_nas.relaxations import DARTS, Mixture
 from mae_nas.runs.measure import count_multiply_adds
 from mae_nas.spaces import S0, S1, S2, S3, S4, SearchSpace
 from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Primitive, SepConv, Zero
@@ -89,6 +89,21 @@ def run(
     inputs = [*scores.values(), *net.parameters(), image]
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
     return list(features), list(gradients)
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_gradients_of_one_image_may_lie_channels_first(compiles: bool) -> None:
+    reference, fused = build(S0(), "cifar", 3, 8, compiles=compiles)
+    image = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    mixtures, gradients = DARTS(S0()).double().mixture(), []
+    for net in (reference, fused):
+        features = net(image, mixtures)
+        loss = torch.stack([(f.flatten(1) ** 2).sum() for f in features]).sum()  # channels first
+        gradients.append(torch.autograd.grad(loss, list(net.parameters()), retain_graph=True))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours is theirs is None or (ours - theirs).abs().max() < 1e-9 * (
+            1 + theirs.abs().max()
+        )
 
 
 def check(  # noqa: PLR0913 - what is combined

@@ -6,8 +6,8 @@ CPU it is timed in processor time of one thread, which other work on the compute
 How far a way is from what the computer can do is told by two fractions: of the rate at which it
 multiplies matrices, and of that at which it copies memory. The work is what any way must do: the
 multiply-adds of the definition, counted once for outputs, once for their inputs' gradients and, in
-the update of w, once for the weights', at visible sites; and every byte that the way keeps for the
-backward pass, written once and read once.
+the update of w, once for the weights', at visible sites (the decoder's few too); and every byte
+that the way keeps for the gradients of w and α together, written once and read once in each update.
 """
 
 import os

@@ -131,9 +131,9 @@ class _Shared(torch.autograd.Function):
             to_moments, _, to_pools = found
             to_mixing = torch.cat([to_pools, to_mixing]) if wants_mixing else None
             if to_moments is not None:
-                to_mean, to_second = (
-                    to.to(scales.dtype) / setting.target.count for to in to_moments
-                )
+                # Sums over all rows: half precision holds them only when divided.
+                count = setting.target.count
+                to_mean, to_second = ((to / count).to(scales.dtype) for to in to_moments)
                 for q in range(pools):
                     to_inputs[q].addcmul_(inputs[q], to_second[q], value=2).add_(to_mean[q])
         to_h = to_inputs[pools] if len(to_inputs) > pools else None

@@ -52,16 +52,18 @@ def built(folder: Path) -> Path:
     _check_ours(folder.parent)
     _check_ours(folder)
     key = _key(compiler)
+    damaged = []  # cut short, or changed; another process may just have put a whole one beside it
     for file in folder.glob(f"{key}-*.so"):
         _check_ours(file)
         if file.stem == f"{key}-{_digest(file.read_bytes())}":
             return file
+        damaged.append(file)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         made = Path(room) / "kernel.so"
         log.info("compiling a kernel for this computer, once, a few seconds: %s", found)
         _run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(made)])
         made.chmod(0o600)
-        for old in folder.glob(f"{key}-*.so"):  # cut short, or changed
+        for old in damaged:
             old.unlink(missing_ok=True)
         return made.replace(folder / f"{key}-{_digest(made.read_bytes())}.so")
 

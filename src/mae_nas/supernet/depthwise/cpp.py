@@ -113,6 +113,8 @@ def pool_backward(
 ) -> Tensor:
     """See the package."""
     to_x = torch.zeros_like(x)
+    # Of one image alone, rows of a channels-first gradient lie next to each other.
+    gradient = [each.contiguous() for each in gradient]
     arguments = (x.data_ptr(), *_by_kind(kinds, gradient), to_x.data_ptr())
     _run("pool_backward", *_described((stride,), 0, x, source, target), *arguments)
     return to_x
