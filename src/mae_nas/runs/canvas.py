@@ -112,5 +112,5 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
         metadata = {"Date": None} if kind == "svg" else {}
         with replacing(target) as partial:
             figure.savefig(partial, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
-        figure.set_layout_engine("none")  # found once; each format would look for it again
+        figure.set_layout_engine(None)  # found once; each format would look for it again
     return targets
