@@ -39,9 +39,10 @@ def data_root() -> Path:
 def make_search() -> Callable[..., tuple[DARTS, Supernet, Reconstruction]]:
     """Build a relaxation, a supernet and an objective that fit each other, in train mode."""
 
-    def _make(
+    def _make(  # noqa: PLR0913 - what is combined
         space: SearchSpace | None = None,
         side: int = 16,
+        channels: int = 3,
         size: SupernetSize | None = None,
         masking: Masking | None = None,
         decoder: Callable[..., Decoder] = HierarchicalDecoder,
@@ -52,12 +53,12 @@ def make_search() -> Callable[..., tuple[DARTS, Supernet, Reconstruction]]:
         size = size or SupernetSize(width=4, depth=3)
         plan = size.plan(space, side)
         head = objective(
-            decoder=decoder(features=plan.features, channels=3),
+            decoder=decoder(features=plan.features, channels=channels),
             features=plan.features,
             side=side,
             masking=masking or Masking(ratio=0.5, patch_size=4),
         )
-        supernet = Supernet(space, 3, head.stages, plan, make_cell)
+        supernet = Supernet(space, channels, head.stages, plan, make_cell)
         return DARTS(space), supernet, head
 
     return _make
