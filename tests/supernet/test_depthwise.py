@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_nas.masking import Masking
-from mae_nas.supernet.depthwise import Form, cpp, plain
+from mae_nas.supernet.depthwise import Form, PoolFunction, cpp, plain
 from mae_nas.supernet.sites import Sites, sites_at
 
 FORMS = [Form(*shape) for shape in product((3, 5), (1, 2), (1, 2))]
@@ -135,3 +135,47 @@ def test_threads_share_the_images_and_give_the_same_bits_twice(threads: int) -> 
     reference = plain.backward(form, [x.double()], *wide)
     assert (found[0][1] - reference).abs().max() < 1e-3
     assert (found[0][0] - exact).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("patch", [None, 4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kinds", [cpp.POOLS, cpp.POOLS[:1], cpp.POOLS[1:]])
+def test_pools_equal_torchs(
+    stride: int, patch: int | None, dtype: torch.dtype, kinds: tuple[PoolFunction, ...]
+) -> None:
+    if cpp.library() is None:
+        pytest.skip("no C++ compiler")
+    source, target = sites_of(Form(3, 1, stride), patch, 16, 16)
+    x = torch.randint(-3, 3, (source.rows, 12)).to(dtype)  # many are equal: the first wins
+    x[5, 3] = torch.nan
+    where = (source, target)
+    ours, theirs = (backend.pool(kinds, stride, x, *where) for backend in (cpp, plain))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0, equal_nan=True)
+    # As a channels-first map of a single image would have it: rows next to each other.
+    gradient = [torch.randn(12, target.rows, dtype=dtype).T for _ in kinds]
+    ours, theirs = (
+        backend.pool_backward(kinds, stride, x.nan_to_num(), *where, gradient)
+        for backend in (cpp, plain)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("adds", [True, False])
+def test_combinations_and_dots_equal_their_sums(
+    backend: ModuleType, threads: int, adds: bool
+) -> None:
+    x, y = torch.randn(3, 131, 12).double(), torch.randn(2, 131, 12).double()
+    scale, bias = torch.randn(2, 3, 12).double(), torch.randn(2, 12).double()
+    before, known = y.clone(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        dots = backend.dots(x.unbind(), y.unbind())
+        backend.combine(y.unbind(), [x.unbind()] * 2, scale, None if adds else bias, adds)
+    finally:
+        torch.set_num_threads(known)
+    assert (dots - torch.einsum("xmc,ymc->xyc", x, before)).abs().max() < 1e-12
+    expected = torch.einsum("oic,imc->omc", scale, x) + (before if adds else bias[:, None])
+    assert (y - expected).abs().max() < 1e-12

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mae_nas.supernet.depthwise import PoolFunction, pooling
+from mae_nas.supernet.depthwise import PoolFunction, combining, pooling
 from mae_nas.supernet.fold import Fold, Moments, Norms
 from mae_nas.supernet.separable import Setting
 from mae_nas.supernet.sites import in_full_precision, index, wide
@@ -83,7 +83,7 @@ class _Shared(torch.autograd.Function):
         h: Tensor,
         *nodes: Tensor,
     ) -> tuple[Tensor, ...]:
-        pools = len(shared.pools)
+        pools, mixer = len(shared.pools), combining(setting.backend)
         inputs = _mixed(shared, setting, h)
         scales = mixing[pools:, :, None].expand(-1, -1, lacking.shape[1])
         ctx.fold = None
@@ -91,15 +91,13 @@ class _Shared(torch.autograd.Function):
             count, moments = setting.target.count, None
             if setting.is_training:
                 total = torch.stack([wide(x).sum(0) for x in inputs[:pools]])
-                squares = torch.stack([_dot(x, x) for x in inputs[:pools]])
+                squares = torch.cat([mixer.dots([x], [x])[0] for x in inputs[:pools]])
                 moments = Moments(total / count, squares / count)
             ctx.fold = Fold(Norms(shared.norms, count), moments, None, mixing[:pools])
             scales = torch.cat([ctx.fold.product, scales])
             lacking.index_add_(0, index(shared.slots, lacking.device), ctx.fold.bias.sum(0))
         scales = scales.to(h.dtype)
-        for x, row in zip(inputs, scales, strict=True):
-            for node, scale in zip(nodes, row, strict=True):
-                node.addcmul_(x, scale)
+        mixer.combine(nodes, [inputs] * len(nodes), scales.transpose(0, 1), None, adds=True)
         ctx.mark_dirty(lacking, *nodes)
         ctx.save_for_backward(scales, h)
         ctx.shared, ctx.setting = shared, setting
@@ -116,35 +114,46 @@ class _Shared(torch.autograd.Function):
         scales, h = ctx.saved_tensors
         shared, setting = ctx.shared, ctx.setting
         inputs, pools = _mixed(shared, setting, h), len(shared.pools)
-        to_inputs = []
-        for row in scales:
-            to_x = to_nodes[0] * row[0]
-            for to_node, scale in zip(to_nodes[1:], row[1:], strict=True):
-                to_x.addcmul_(to_node, scale)
-            to_inputs.append(to_x)
-        to_scales = torch.stack([torch.stack([_dot(g, x) for g in to_nodes]) for x in inputs])
-        to_mixing = to_scales[pools:].sum(2)
+        mixer = combining(setting.backend)
+        to_scales = mixer.dots(inputs, to_nodes)
+        to_mixing, to_h = to_scales[pools:].sum(2), None
         if pools:
             to_bias = to_lacking[index(shared.slots, to_lacking.device)].expand(pools, -1, -1)
             wants_mixing = ctx.needs_input_grad[2]
             found = ctx.fold.backward(to_scales[:pools], to_bias, False, wants_mixing)
             to_moments, _, to_pools = found
             to_mixing = torch.cat([to_pools, to_mixing]) if wants_mixing else None
-            if to_moments is not None:
-                # Sums over all rows: half precision holds them only when divided.
-                count = setting.target.count
-                to_mean, to_second = ((to / count).to(scales.dtype) for to in to_moments)
-                for q in range(pools):
-                    to_inputs[q].addcmul_(inputs[q], to_second[q], value=2).add_(to_mean[q])
-        to_h = to_inputs[pools] if len(to_inputs) > pools else None
-        if pools:
-            where = (setting.source, setting.target)
-            backend = pooling(setting.backend, shared.pools, *where)
-            through = backend.pool_backward(
-                shared.pools, shared.stride, h, *where, to_inputs[:pools]
-            )
-            to_h = through if to_h is None else to_h.add_(through)
+            sent = list(to_nodes), scales[:pools], to_moments
+            to_h = _through_pools(shared, setting, h, inputs[:pools], *sent)
+        if len(inputs) > pools:  # skipped
+            to_h = torch.zeros_like(h) if to_h is None else to_h
+            mixer.combine([to_h], [to_nodes], scales[pools:], None, adds=True)
         return (None, None, to_mixing, to_lacking, to_h, *to_nodes)
+
+
+def _through_pools(
+    shared: Shared,
+    setting: Setting,
+    h: Tensor,
+    pooled: Sequence[Tensor],
+    to_nodes: Sequence[Tensor],
+    scales: Tensor,
+    to_moments: Moments | None,
+) -> Tensor:
+    """Gradient of the node by way of what pools add to others, and of their moments."""
+    inputs, offset = [to_nodes] * len(pooled), None
+    if to_moments is not None:
+        # Sums over all rows: half precision holds them only when divided.
+        count = setting.target.count
+        offset, to_second = ((to / count).to(scales.dtype) for to in to_moments)
+        scales = torch.cat([scales, 2 * to_second[:, None]], 1)
+        inputs = [[*to_nodes, x] for x in pooled]
+    to_pooled = [torch.empty_like(x) for x in pooled]
+    combining(setting.backend).combine(to_pooled, inputs, scales, offset, adds=False)
+    backend = pooling(setting.backend, shared.pools, setting.source, setting.target)
+    return backend.pool_backward(
+        shared.pools, shared.stride, h, setting.source, setting.target, to_pooled
+    )
 
 
 def _mixed(shared: Shared, setting: Setting, h: Tensor) -> list[Tensor]:
@@ -154,8 +163,3 @@ def _mixed(shared: Shared, setting: Setting, h: Tensor) -> list[Tensor]:
     pooled = backend.pool(shared.pools, shared.stride, h, *where) if shared.pools else []
     is_skipped = len(shared.choices) > len(shared.norms)
     return [*pooled, h] if is_skipped else pooled
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Σ over rows of x ⊙ y: (C)."""
-    return torch.linalg.vecdot(wide(x), wide(y), dim=0)

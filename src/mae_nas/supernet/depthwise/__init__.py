@@ -19,6 +19,11 @@ and, for pools of the same (M, C) and their (M', C),
     pool(kinds, stride, x, source, target) -> list[Tensor]
     pool_backward(kinds, stride, x, source, target, gradient) -> Tensor
 
+and, for what edges share, channel by channel and for any number of matrices (M, C),
+
+    combine(out, inputs, scale, bias, adds)     out_o (+)= Σ_i scale_oi ⊙ inputs_oi + bias_o
+    dots(x, y) -> Tensor                        Σ_rows x_i ⊙ y_j, (X, Y, C), float32 or wider
+
 `choose` says which one serves tensors like a given one, `serving` and `pooling` whether it does all
 that is asked of it.
 """
@@ -32,7 +37,17 @@ from torch import Tensor
 from mae_nas.supernet.depthwise import cpp, plain, triton
 from mae_nas.supernet.sites import Sites
 
-__all__ = ["Form", "PoolFunction", "choose", "cpp", "plain", "pooling", "serving", "triton"]
+__all__ = [
+    "Form",
+    "PoolFunction",
+    "choose",
+    "combining",
+    "cpp",
+    "plain",
+    "pooling",
+    "serving",
+    "triton",
+]
 
 PoolFunction = Callable[[Tensor, Tensor | None, Tensor | None, int], Tensor]
 """Map, visible sites before and after, stride; see `mae_nas.masking.visible_max_pool`."""
@@ -57,6 +72,11 @@ def pooling(
     """`backend`, or the one that knows every pool and hidden rows."""
     knows = backend is cpp and source.seen is None and target.seen is None
     return cpp if knows and set(kinds) <= set(cpp.POOLS) else plain
+
+
+def combining(backend: ModuleType) -> ModuleType:
+    """`backend`, or the one that combines matrices."""
+    return cpp if backend is cpp else plain
 
 
 def choose(like: Tensor, allowed: bool = True) -> ModuleType:

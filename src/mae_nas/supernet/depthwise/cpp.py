@@ -32,6 +32,12 @@ class _Shape(ctypes.Structure):
     ]
 
 
+class _Matrices(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("rows", "channels", "first", "second", "threads")
+    ]
+
+
 class _Sites(ctypes.Structure):
     _fields_ = [
         ("runs", ctypes.c_void_p),
@@ -118,6 +124,37 @@ def pool_backward(
     arguments = (x.data_ptr(), *_by_kind(kinds, gradient), to_x.data_ptr())
     _run("pool_backward", *_described((stride,), 0, x, source, target), *arguments)
     return to_x
+
+
+def combine(
+    out: Sequence[Tensor],
+    inputs: Sequence[Sequence[Tensor]],
+    scale: Tensor,
+    bias: Tensor | None,
+    adds: bool,
+) -> None:
+    """See the package."""
+    every = [x.contiguous() for row in inputs for x in row]
+    scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
+    shape = _matrices(out[0], len(out), len(inputs[0]))
+    numbers = (ctypes.c_int(adds), ctypes.c_int(scale.element_size()))
+    offset = None if bias is None else bias.data_ptr()
+    _run("combine", shape, *numbers, _pointers(every), scale.data_ptr(), offset, _pointers(out))
+
+
+def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """See the package."""
+    x, y = [each.contiguous() for each in x], [each.contiguous() for each in y]
+    sums = x[0].new_empty(len(x), len(y), x[0].shape[1])
+    size = ctypes.c_int(sums.element_size())
+    shape = _matrices(x[0], len(x), len(y))
+    _run("dots", shape, size, _pointers(x), _pointers(y), sums.data_ptr())
+    return sums
+
+
+def _matrices(like: Tensor, first: int, second: int) -> object:
+    threads = torch.get_num_threads()
+    return ctypes.byref(_Matrices(*like.shape, first, second, threads))
 
 
 def _by_kind(kinds: Sequence["PoolFunction"], values: Sequence[Tensor]) -> list[int | None]:

@@ -1,4 +1,5 @@
-// Depthwise convolutions of several edges that leave one node, forward and both gradients, and pools.
+// Depthwise convolutions of several edges that leave one node, forward and both gradients,
+// pools, and the sums that mix what edges share.
 //
 // Channels are innermost. An image is copied once into a scratch frame with its zero padding; all
 // edges read from there. Sites are given as runs: stretches of neighbouring sites within a row, so
@@ -26,6 +27,11 @@ struct Sites {
 
 struct Shape {
     int64_t images, edges, height, width, channels, threads;
+};
+
+// `first` and `second` sets of matrices, (rows, channels) each.
+struct Matrices {
+    int64_t rows, channels, first, second, threads;
 };
 
 template <typename T, int LANES>
@@ -352,6 +358,60 @@ void pool_backward(const Shape& s, const Sites& in, const Sites& out, int stride
     }
 }
 
+// Each output: Σ_i scale · input (+ bias), channel by channel; or added to what is there.
+template <typename T, int LANES>
+void combine(int64_t rows, int64_t channels, int64_t outputs, int64_t inputs, int64_t threads,
+             bool adds, const T* const* x, const T* scale, const T* bias, T* const* y) {
+    typedef typename Vector<T, LANES>::type V;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t o = 0; o < outputs; ++o) {
+            for (int64_t c = 0; c < channels; c += LANES) {
+                T* to = y[o] + row * channels + c;
+                V sum = adds ? load<LANES>(to) : bias ? load<LANES>(bias + o * channels + c) : V{};
+                for (int64_t k = o * inputs; k < (o + 1) * inputs; ++k)
+                    sum += load<LANES>(scale + k * channels + c) * load<LANES>(x[k] + row * channels + c);
+                store<LANES>(to, sum);
+            }
+        }
+    }
+}
+
+// Σ_rows x · y for every pair, (X, Y, C): some rows at a time, which stay in the cache for all pairs.
+template <typename T, int LANES>
+void dots(int64_t rows, int64_t channels, int64_t xs, int64_t ys, int64_t threads, const T* const* x,
+          const T* const* y, T* sums) {
+    typedef typename Vector<T, LANES>::type V;
+    const int64_t all = xs * ys * channels, block = 64;
+    std::vector<T> parts(all * threads, T(0));  // added up in order: the same threads, the same bits
+#pragma omp parallel num_threads(threads)
+    {
+        T* mine = &parts[omp_get_thread_num() * all];
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < rows; first += block) {
+            const int64_t last = first + block < rows ? first + block : rows;
+            for (int64_t pair = 0; pair < xs * ys; ++pair) {
+                const T *a = x[pair / ys], *b = y[pair % ys];
+                for (int64_t c = 0; c < channels; c += LANES) {
+                    V even{}, odd{};
+                    int64_t row = first;
+                    for (; row + 2 <= last; row += 2) {
+                        const int64_t at = row * channels + c;
+                        even += load<LANES>(a + at) * load<LANES>(b + at);
+                        odd += load<LANES>(a + at + channels) * load<LANES>(b + at + channels);
+                    }
+                    if (row < last) even += load<LANES>(a + row * channels + c) * load<LANES>(b + row * channels + c);
+                    T* to = mine + pair * channels + c;
+                    store<LANES>(to, load<LANES>(to) + even + odd);
+                }
+            }
+        }
+    }
+    std::memset(sums, 0, sizeof(T) * all);
+    for (int64_t t = 0; t < threads; ++t)
+        for (int64_t i = 0; i < all; ++i) sums[i] += parts[t * all + i];
+}
+
 }  // namespace
 
 // The widest vectors of this computer, where the channels divide into them.
@@ -396,6 +456,18 @@ constexpr int WIDE = 32;
                             static_cast<T*>(to_x));                                            \
     return 1;
 
+#define COMBINE(T, LANES)                                                                       \
+    combine<T, LANES>(shape->rows, shape->channels, shape->first, shape->second, shape->threads, adds, \
+                      static_cast<const T* const*>(x), static_cast<const T*>(scale),           \
+                      static_cast<const T*>(bias), static_cast<T* const*>(y));                 \
+    return 1;
+
+#define DOTS(T, LANES)                                                                         \
+    dots<T, LANES>(shape->rows, shape->channels, shape->first, shape->second, shape->threads,  \
+                   static_cast<const T* const*>(x), static_cast<const T* const*>(y),           \
+                   static_cast<T*>(sums));                                                     \
+    return 1;
+
 #define FORWARDS(T, LANES) FORMS(FORWARD, T, LANES)
 #define BACKWARDS(T, LANES) FORMS(BACKWARD, T, LANES)
 
@@ -429,5 +501,14 @@ int mae_nas_pool_forward(const Shape* shape, const Sites* in, const Sites* out, 
 int mae_nas_pool_backward(const Shape* shape, const Sites* in, const Sites* out, int s, int bytes,
                           const void* x, const void* to_most, const void* to_mean, void* to_x) {
     TYPES(POOL_BACKWARD)
+}
+
+int mae_nas_combine(const Matrices* shape, int adds, int bytes, const void* x, const void* scale,
+                    const void* bias, const void* y) {
+    TYPES(COMBINE)
+}
+
+int mae_nas_dots(const Matrices* shape, int bytes, const void* x, const void* y, void* sums) {
+    TYPES(DOTS)
 }
 }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mae_nas.supernet.sites import Sites
+from mae_nas.supernet.sites import Sites, wide
 
 if TYPE_CHECKING:
     from mae_nas.supernet.depthwise import Form, PoolFunction
@@ -78,6 +78,28 @@ def pool_backward(
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         return torch.autograd.grad(pool(kinds, stride, leaf, source, target), leaf, gradient)[0]
+
+
+def combine(
+    out: Sequence[Tensor],
+    inputs: Sequence[Sequence[Tensor]],
+    scale: Tensor,
+    bias: Tensor | None,
+    adds: bool,
+) -> None:
+    """See the package."""
+    for o, to in enumerate(out):
+        if not adds:
+            to.zero_() if bias is None else to.copy_(bias[o])
+        for x, factor in zip(inputs[o], scale[o], strict=True):
+            to.addcmul_(x, factor)
+
+
+def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
+    """See the package."""
+    return torch.stack(
+        [torch.stack([torch.linalg.vecdot(wide(a), wide(b), dim=0) for b in y]) for a in x]
+    )
 
 
 def _taps(weight: Tensor) -> Tensor:
