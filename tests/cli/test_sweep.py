@@ -180,8 +180,20 @@ def test_a_job_that_outlived_its_sweep_is_waited_for(
     starts = f"test -e {folder.summary} && echo after"
     command(monkeypatch, f"{starts}; exit 75")
 
+    looked, is_running = threading.Event(), Job.is_running
+
+    def look(job: Job) -> bool:
+        assert is_running.fget is not None
+        found = is_running.fget(job)
+        if found:
+            looked.set()
+        return found
+
+    monkeypatch.setattr(Job, "is_running", property(look))
+
     def end() -> None:
-        time.sleep(1)  # in which job 0 is not to start: one at a time
+        looked.wait(60)
+        time.sleep(0.5)  # in which job 0 is not to start: one at a time
         (tmp_path / "result").rename(folder.summary)
         folder.release()
 

@@ -24,6 +24,7 @@ from mae_nas.cli.library import open_library
 from mae_nas.cli.spelling import quoted
 from mae_nas.keys import find
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import printable
 from mae_nas.runs.resume import differences, follow
 
 _LONGEST_NAME = 120
@@ -211,17 +212,21 @@ def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[J
 
 
 def refuse_other_configurations(jobs: Sequence[Job]) -> None:
-    """Raise a line if a folder holds a run of another configuration: a table would mix them."""
+    """Raise a line if a folder holds a run of another configuration: a table would mix them.
+
+    But for `trainer.fit_batch`, with which a job may go on that was out of memory.
+    """
     for job in jobs:
         folder = RunFolder(job.folder)
         try:
             lines = differences(folder.read_config(), job.config) if job.config else []
         except (ValueError, OSError):
             continue  # none there, or its process says what is wrong with it
+        lines = [line for line in lines if not line.startswith("trainer.fit_batch:")]
         if lines:
             raise ValueError(
                 f"hydra.sweep.dir: {job.folder.parent} is of a sweep with another configuration "
-                f"({lines[0]}); choose another"
+                f"({printable(lines[0])}); choose another"
             )
 
 

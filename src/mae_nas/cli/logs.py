@@ -58,8 +58,9 @@ class Terminal(Console):
 
 
 def say(line: str) -> None:
-    """Print a line as it is, unless whoever read our lines has gone."""
-    Terminal().out(line, highlight=False)
+    """Print a line as it is, unless whoever read our lines has gone, or what held them is full."""
+    with suppress(OSError):
+        Terminal().out(line, highlight=False)
 
 
 class ConsoleHandler(logging.Handler):

@@ -136,8 +136,10 @@ class RunFolder:
             return False
         holder = (self.path / _LOCK).read_text(encoding="utf-8")
         found = re.fullmatch(rf"pid (\d+) on {re.escape(socket.gethostname())}\n", holder)
-        if found:
-            os.kill(int(found[1]), number)
+        try:
+            os.kill(int(found[1]), number) if found else None
+        except ProcessLookupError:  # it has just ended
+            return False
         return found is not None
 
     def release(self) -> None:
