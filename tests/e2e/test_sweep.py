@@ -106,16 +106,14 @@ def test_a_grid_runs_once_and_failures_leave_the_rest_alone(
     assert again[7]["loss"] == first[7]["loss"]
 
 
-def test_another_configuration_in_the_same_folder_is_no_result(
-    sweep: Sweep, tmp_path: Path
-) -> None:
+def test_another_configuration_in_the_same_folder_is_refused(sweep: Sweep, tmp_path: Path) -> None:
     base = [*DEMO, "seed=0,1", f"hydra.sweep.dir={tmp_path / 's'}", "hydra.launcher.parallel=2"]
     assert ended(sweep(*base))[0] == 0
+    before = table(tmp_path / "s")
     code, output = ended(sweep(*base, "mask.ratio=0.3"))
-    assert code == 1, output
-    for row in table(tmp_path / "s"):
-        assert (row["status"], row["loss"]) == ("failed", "")
-        assert "mask.ratio: the run has 0.5, this command line 0.3" in row["reason"]
+    assert code == 2, output
+    assert "(mask.ratio: the run has 0.5, this command line 0.3); choose another" in output
+    assert table(tmp_path / "s") == before
 
 
 def test_experiments_can_be_swept_over(sweep: Sweep, tmp_path: Path) -> None:
