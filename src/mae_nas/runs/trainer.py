@@ -197,7 +197,8 @@ def reading_interval(total_steps: int) -> int:
 
 
 def _drop_foreign_callbacks(trainer: pl.Trainer, ours: Sequence[pl.Callback]) -> None:
-    # Any installed package may push callbacks into every Trainer through an entry point.
+    # Any installed package may push callbacks into every Trainer through an entry point. (Lightning
+    # makes `callbacks` on the instance and declares it nowhere: hence the ignores.)
     foreign = [c for c in trainer.callbacks if c not in ours]  # type: ignore[attr-defined]
     if foreign:
         names = ", ".join(sorted({type(c).__name__ for c in foreign}))
