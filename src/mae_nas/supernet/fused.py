@@ -21,6 +21,7 @@ from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, 
 from mae_nas.supernet import depthwise
 from mae_nas.supernet.layers import Layer, SeparableGroup, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
+from mae_nas.supernet.reduced import Reduction, add_reduced, corners
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
 from mae_nas.supernet.separable import Setting, add_separable
 from mae_nas.supernet.sites import Sites, matrix, sites_at, wide
@@ -189,6 +190,7 @@ class _Source:
         layers: list[Layer] = []
         pools: dict[object, list[tuple[int, int, Pool]]] = {}
         skips: list[tuple[int, int]] = []
+        reductions: list[tuple[int, int, FactorizedReduce]] = []
         self.others: list[tuple[int, int, Primitive]] = []
         for slot, candidates in enumerate(operations):
             for choice, operation in candidates.items():
@@ -199,10 +201,13 @@ class _Source:
                     pools.setdefault(operation.pool, []).append((slot, choice, operation))
                 elif type(operation) is Skip:
                     skips.append((slot, choice))
+                elif type(operation) is FactorizedReduce:
+                    reductions.append((slot, choice, operation))
                 elif not operation.is_zero:
                     self.others.append((slot, choice, operation))
         self.separable = SeparableGroup(layers) if layers else None
         self.shared = list(_by_edges(pools, skips))
+        self.reduction = Reduction(*zip(*reductions, strict=True)) if reductions else None
 
     def add_to(
         self,
@@ -218,6 +223,8 @@ class _Source:
         source, target, sums = setting.source, setting.target, list(sums)
         if self.separable is not None:
             sums, lacking = add_separable(self.separable, setting, positive, mixing, sums, lacking)
+        if self.reduction is not None:
+            sums, lacking = add_reduced(self.reduction, setting, positive, mixing, sums, lacking)
         for shared in self.shared:
             sums, lacking = add_shared(shared, setting, h, mixing, sums, lacking)
         for slot, choice, operation in self.others:
@@ -266,9 +273,7 @@ def _preprocessed(
         y = _product(pieces, module.conv.weight, dtype)
     else:
         assert isinstance(module, FactorizedReduce)
-        maps = [source.as_map(piece) for piece in pieces]
-        even = [target.as_rows(x[:, :, ::2, ::2]) for x in maps]
-        odd = [target.as_rows(x[:, :, 1::2, 1::2]) for x in maps]
+        even, odd = corners(pieces, source, target)
         halves = ((even, module.even), (odd, module.odd))
         y = torch.cat([_product(half, conv.weight, dtype) for half, conv in halves], 1)
     return target.normalised(module.norm, y)

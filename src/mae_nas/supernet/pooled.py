@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mae_nas.supernet.depthwise import PoolFunction, combining, pooling
-from mae_nas.supernet.fold import Fold, Moments, Norms
+from mae_nas.supernet.fold import Linear, Moments, Norms, PoolFold
 from mae_nas.supernet.separable import Setting
 from mae_nas.supernet.sites import in_full_precision, index, wide
 
@@ -93,7 +93,7 @@ class _Shared(torch.autograd.Function):
                 total = torch.stack([wide(x).sum(0) for x in inputs[:pools]])
                 squares = torch.cat([mixer.dots([x], [x])[0] for x in inputs[:pools]])
                 moments = Moments(total / count, squares / count)
-            ctx.fold = Fold(Norms(shared.norms, count), moments, None, mixing[:pools])
+            ctx.fold = PoolFold(Norms(shared.norms, count), moments, mixing[:pools])
             scales = torch.cat([ctx.fold.product, scales])
             lacking.index_add_(0, index(shared.slots, lacking.device), ctx.fold.bias.sum(0))
         scales = scales.to(h.dtype)
@@ -120,10 +120,9 @@ class _Shared(torch.autograd.Function):
         if pools:
             to_bias = to_lacking[index(shared.slots, to_lacking.device)].expand(pools, -1, -1)
             wants_mixing = ctx.needs_input_grad[2]
-            found = ctx.fold.backward(to_scales[:pools], to_bias, False, wants_mixing)
-            to_moments, _, to_pools = found
+            by_moments, to_pools = ctx.fold.backward(to_scales[:pools], to_bias, wants_mixing)
             to_mixing = torch.cat([to_pools, to_mixing]) if wants_mixing else None
-            sent = list(to_nodes), scales[:pools], to_moments
+            sent = list(to_nodes), scales[:pools], by_moments
             to_h = _through_pools(shared, setting, h, inputs[:pools], *sent)
         if len(inputs) > pools:  # skipped
             to_h = torch.zeros_like(h) if to_h is None else to_h
@@ -138,15 +137,13 @@ def _through_pools(
     pooled: Sequence[Tensor],
     to_nodes: Sequence[Tensor],
     scales: Tensor,
-    to_moments: Moments | None,
+    by_moments: Linear | None,
 ) -> Tensor:
     """Gradient of the node by way of what pools add to others, and of their moments."""
     inputs, offset = [to_nodes] * len(pooled), None
-    if to_moments is not None:
-        # Sums over all rows: half precision holds them only when divided.
-        count = setting.target.count
-        offset, to_second = ((to / count).to(scales.dtype) for to in to_moments)
-        scales = torch.cat([scales, 2 * to_second[:, None]], 1)
+    if by_moments is not None:
+        offset, slope = (each.to(scales.dtype) for each in by_moments)
+        scales = torch.cat([scales, slope[:, None]], 1)
         inputs = [[*to_nodes, x] for x in pooled]
     to_pooled = [torch.empty_like(x) for x in pooled]
     combining(setting.backend).combine(to_pooled, inputs, scales, offset, adds=False)

@@ -290,18 +290,22 @@ class _Step:
         to_blocks = [to_node.T @ z for to_node, z in zip(to_nodes, z2, strict=True)]
         to_product = group.gathered(group.stacks(to_blocks))
         to_bias = to_lacking[index(group.slots, to_lacking.device)]
-        found = self._folded(fold, to_product, to_bias, wants_weight, wants_mixing)
-        rows, both, to_weight, to_mixing = found
+        by_moments, to_weight, to_mixing = fold.backward(
+            to_product, to_bias, wants_weight, wants_mixing
+        )
+        products = group.by_edge(fold.product)
         to_z2 = [
-            torch.addmm(row.flatten(), to_node, product.transpose(0, 1).flatten(1))
-            for row, to_node, product in zip(
-                group.by_edge(rows), to_nodes, group.by_edge(fold.product), strict=True
-            )
+            to_node @ product.transpose(0, 1).flatten(1)
+            for to_node, product in zip(to_nodes, products, strict=True)
         ]
-        if both is not None:
-            squares = group.by_edge(both)
-            for to_z, z, square in zip(group.stacks(to_z2), group.stacks(z2), squares, strict=True):
-                to_z.baddbmm_(z, square)
+        if by_moments is not None:
+            constants, slopes = map(group.by_edge, by_moments)
+            found = zip(
+                to_z2, group.stacks(to_z2), group.stacks(z2), constants, slopes, strict=True
+            )
+            for whole, to_z, z, constant, slope in found:
+                whole.add_(constant.flatten())
+                to_z.baddbmm_(z, slope)
         return [self._masked(self.cast(to_z)) for to_z in to_z2], to_weight, to_mixing
 
     def through_relu(
@@ -310,33 +314,14 @@ class _Step:
         """Through u = ReLU(W'_1 z_1 + b_1): gradients of z_1 and W_1."""
         to_u, z1 = wide(torch.ops.aten.threshold_backward(to_u, u, 0)), wide(z1)
         to_product, to_bias = torch.bmm(to_u.mT, z1), to_u.sum(1)
-        rows, both, to_weight, _ = self._folded(fold, to_product, to_bias, wants_weight, False)
-        to_z1 = torch.baddbmm(rows[:, None], to_u, fold.product)
-        if both is not None:
-            to_z1.baddbmm_(z1, both)
+        by_moments, to_weight, _ = fold.backward(to_product, to_bias, wants_weight, False)
+        to_z1 = to_u @ fold.product
+        if by_moments is not None:
+            to_z1.add_(by_moments.constant[:, None]).baddbmm_(z1, by_moments.slope)
         return self._masked(self.cast(to_z1)), to_weight
 
     def _masked(self, x: Tensor) -> Tensor:
         return self.setting.target.masked(x)
-
-    def _folded(
-        self,
-        fold: Fold,
-        to_product: Tensor,
-        to_bias: Tensor,
-        wants_weight: bool,
-        wants_mixing: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """What the moments give to z, rows (Q, C) + z · (Q, C, C), and what W and a receive."""
-        found = fold.backward(to_product, to_bias, wants_weight, wants_mixing)
-        to_moments, to_weight, to_mixing = found
-        if to_moments is None:
-            rows, both = to_product.new_zeros(len(to_product), to_product.shape[2]), None
-        else:
-            to_mean, to_second = to_moments
-            rows = to_mean / self.setting.target.count
-            both = (to_second + to_second.mT) / self.setting.target.count
-        return rows, both, to_weight, to_mixing
 
 
 def _tap_sums(weights: Sequence[Tensor]) -> Tensor:
