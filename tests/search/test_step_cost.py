@@ -1,5 +1,6 @@
 """What a step may not do: wait for the device, or loop over parameters in Python."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from mae_nas.cli.build import build
 from mae_nas.cli.compose import compose
 from mae_nas.masking import Masking
 from mae_nas.search import BilevelSettings, SearchModule
+from mae_nas.search.module import keep_rates_on
 from mae_nas.spaces import S0, S3, S4, SearchSpace
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell
 
@@ -139,6 +141,29 @@ def test_a_step_never_waits_for_the_device(
     # The first steps make optimizer state; from then on every step does the same, in the same order
     # and shapes, as a graph that is captured once needs it.
     assert watched.steps[1][0].done == watched.steps[2][0].done
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_a_new_learning_rate_reaches_a_step_that_is_the_same(
+    smooth: Make, fit: Make, second_order: bool
+) -> None:
+    """On a device, rates lie in tensors: a captured step would read them anew."""
+    found = []
+    for on_device in (False, True):
+        module, watched = smooth(epochs=4, second_order=second_order), Watched()
+
+        class Placed(pl.Callback):
+            def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
+                keep_rates_on(torch.device("cpu"), trainer.optimizers)
+
+        fit(module, 4, [*([Placed()] if on_device else []), watched])
+        rates = [group["lr"] for o in module.optimizer_pair for group in o.param_groups]
+        assert [isinstance(rate, Tensor) for rate in rates] == [on_device] * 2
+        found.append(torch.cat([x.detach().flatten() for x in (*module.weights, *module.alphas)]))
+    assert float(rates[0]) == pytest.approx(0.001 + 0.012 * (1 + math.cos(0.75 * math.pi)))
+    assert all(step[0].waiting == step[1].waiting == [] for step in watched.steps)
+    assert watched.steps[1][0].done == watched.steps[2][0].done
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -113,7 +113,7 @@ def metrics_row(module: SearchModule) -> dict[str, float]:
     row: dict[str, float] = {
         "step": module.global_step,
         "epoch": module.global_step / module.steps_per_epoch,
-        "learning_rate": module.optimizer_pair[0].param_groups[0]["lr"],
+        "learning_rate": module.learning_rate,
     }
     row |= dict(zip(names, stacked.tolist(), strict=True))
     for kind, table in module.relaxation.scores().items():

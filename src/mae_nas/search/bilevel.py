@@ -25,7 +25,7 @@ class VirtualStep(NamedTuple):
         buffers: momentum buffers m, one per weight; zeros before the first step.
     """
 
-    lr: float
+    lr: float | Tensor
     momentum: float
     weight_decay: float
     buffers: Sequence[Tensor]
@@ -98,7 +98,8 @@ def _look_ahead(losses: Sequence[Loss], weights: Sequence[Tensor], virtual: Virt
     with torch.no_grad():
         step = torch._foreach_add(gradients, list(weights), alpha=virtual.weight_decay)
         torch._foreach_add_(step, list(virtual.buffers), alpha=virtual.momentum)
-        torch._foreach_add_(list(weights), step, alpha=-virtual.lr)
+        torch._foreach_mul_(step, virtual.lr)
+        torch._foreach_sub_(list(weights), step)
 
 
 @torch.no_grad()

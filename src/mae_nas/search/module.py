@@ -152,7 +152,11 @@ class SearchModule(pl.LightningModule):
         if isinstance(scale := self.loss_scale, Tensor):
             self.values["loss_scale"] = scale
             self._flag(scale < 1)  # halved at each overflow, without end where a gradient is NaN
-        self.set_learning_rate()
+        for group in self.optimizer_pair[0].param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.learning_rate)
+            else:
+                group["lr"] = self.learning_rate
         if self.epoch >= self.settings.warmup_epochs:
             self.step_architecture(batch["arch"], batch["weights"])
         self.step_weights(batch["weights"])
@@ -270,13 +274,16 @@ class SearchModule(pl.LightningModule):
         """Epochs completed, from the number of steps done."""
         return self.global_step // self.steps_per_epoch
 
-    def set_learning_rate(self) -> None:
-        """Cosine from the optimizer's own rate to `min_lr`, per epoch (DARTS, Sec. 3.1)."""
+    @property
+    def learning_rate(self) -> float:
+        """Of w: cosine from the optimizer's own to `min_lr`, per epoch (DARTS, Sec. 3.1)."""
         wave = (1 + math.cos(math.pi * self.epoch / self.epochs)) / 2
-        optimizer = self.optimizer_pair[0]
-        base = optimizer.defaults["lr"]
-        for group in optimizer.param_groups:
-            group["lr"] = self.settings.min_lr + (base - self.settings.min_lr) * wave
+        least = self.settings.min_lr
+        return least + (self.optimizer_pair[0].defaults["lr"] - least) * wave
+
+    def on_train_start(self) -> None:
+        if self.device.type == "cuda":
+            keep_rates_on(self.device, self.optimizer_pair)
 
     @torch.no_grad()
     def held_out_loss(self, batches: Iterable[Batch]) -> float:
@@ -329,6 +336,14 @@ def check_unrollable(optimizer: Optimizer) -> None:
             "search.second_order: looks ahead by a step of SGD without nesterov or dampening; "
             "use search.weight_optimizer._target_=torch.optim.SGD or search.second_order=false"
         )
+
+
+def keep_rates_on(device: torch.device, optimizers: Iterable[Optimizer]) -> None:
+    """Learning rates as tensors () on `device`: a captured step would keep a number's value."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if group.get("fused"):  # the others read the tensor on the host
+            # In float32, as torch's kernels read it.
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
 
 
 @contextmanager
