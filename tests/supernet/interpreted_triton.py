@@ -193,7 +193,6 @@ def test_a_cell_takes_both_steps_as_with_torch(kind: str, is_sparse: bool) -> No
             found += [y, *torch.autograd.grad(y.sin().sum(), wanted)]
         found += cell.state_dict().values()
         assert cell.implementation == name
-    assert not triton._unequal  # or torch has computed both
     half = len(found) // 2
     for one, other in zip(found[:half], found[half:], strict=True):
         assert (one - other).abs().max() < 1e-10

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_nas.supernet.depthwise import Form, choose, plain, triton
+from mae_nas.supernet.depthwise import Form, choose, plain, serving, triton
 from mae_nas.supernet.sites import Sites
 
 pytest.importorskip("triton", reason="torch came without triton, as it does for CPUs")
@@ -225,11 +225,11 @@ def test_every_kernel_compiles_almost_without_spills(
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """Nothing was compared before, nor afterwards."""
-    for each in (triton._passes.cache_clear, triton._unequal.clear):
-        each()
+    forms = set(triton.FORMS)
+    triton._passes.cache_clear()
     yield
-    for each in (triton._passes.cache_clear, triton._unequal.clear):
-        each()
+    triton._passes.cache_clear()
+    triton.FORMS.update(forms)
 
 
 def off_by(amount: float, *arguments: Any) -> None:  # noqa: ANN401
@@ -272,6 +272,8 @@ def test_what_is_wrong_is_left_to_torch(
     plain.forward(Form(3, 1, 1), [x, x], weight, shift, sites, sites, list(expected))
     assert torch.equal(found, expected)
     assert torch.equal(torch.get_rng_state(), before)
+    assert serving(triton, Form(3, 1, 1)) is plain  # as a cell's `implementation` then says
+    assert serving(triton, Form(3, 2, 1)) is triton
     [line] = caplog.messages
     assert told in line
     assert "and more" not in line

@@ -112,7 +112,13 @@ class FusedCell(ReferenceCell):
 
     @property
     def implementation(self) -> str:
-        return f"fused{self._backend}"
+        if not self._backend:
+            return "fused"
+        chosen = depthwise.BACKENDS[self._backend]
+        groups = [source.separable for source in self._sources if source.separable is not None]
+        forms = {kind.form for group in groups for kinds in group.kinds for kind in kinds}
+        served = {depthwise.serving(chosen, form).NAME for form in forms}
+        return "-".join(["fused", *sorted(served or {self._backend})])
 
     @staticmethod
     def enter(image_map: Tensor) -> CellState:
@@ -150,7 +156,7 @@ class FusedCell(ReferenceCell):
         mixing = mixing.to(wide(nodes[0]).dtype)
         noise = self._noise(nodes[0], outer, inner)
         backend = depthwise.choose(nodes[0], self.compiles)
-        self._backend = f"-{backend.NAME}"
+        self._backend = backend.NAME
         # What the nodes that follow have received so far, and what each of their rows still lacks.
         width, following = self.spec.width, len(self.space.concat)
         sums = [nodes[0].new_zeros(inner.rows, width) for _ in range(following)]

@@ -38,6 +38,7 @@ from mae_nas.supernet.depthwise import cpp, plain, triton
 from mae_nas.supernet.sites import Sites
 
 __all__ = [
+    "BACKENDS",
     "Form",
     "PoolFunction",
     "choose",
@@ -51,6 +52,10 @@ __all__ = [
 
 PoolFunction = Callable[[Tensor, Tensor | None, Tensor | None, int], Tensor]
 """Map, visible sites before and after, stride; see `mae_nas.masking.visible_max_pool`."""
+
+
+BACKENDS = {backend.NAME: backend for backend in (triton, cpp, plain)}
+"""The fastest first; the last always works."""
 
 
 class Form(NamedTuple):
@@ -81,5 +86,5 @@ def combining(backend: ModuleType) -> ModuleType:
 
 def choose(like: Tensor, allowed: bool = True) -> ModuleType:
     """The fastest backend for tensors (M, C) of this device, type and width."""
-    compiled = (backend for backend in (triton, cpp) if allowed and backend.serves(like))
-    return next(compiled, plain)
+    *compiled, always = BACKENDS.values()
+    return next((each for each in compiled if allowed and each.serves(like)), always)

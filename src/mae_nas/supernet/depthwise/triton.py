@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("mae_nas")
 
 NAME = "triton"
-FORMS = frozenset(product((3, 5), (1, 2), (1, 2)))
-"""Kernels, dilations and strides."""
+FORMS = set(product((3, 5), (1, 2), (1, 2)))
+"""Kernels, dilations and strides; less those found to fail here."""
 
 _TOLERANCES = {
     torch.float64: 1e-12,
@@ -86,7 +86,6 @@ def backward(
 
 
 _Passes = tuple[Callable[..., None], Callable[..., Tensor | None]]
-_unequal: set["Form"] = set()
 
 
 def _chosen(form: "Form", weight: Tensor, source: Sites, target: Sites) -> _Passes:
@@ -101,7 +100,7 @@ def _passes(
     """Ours, if they compile and agree with torch's: one answer for each binary."""
     launch, theirs = _launch(), (plain.forward, plain.backward)
     assert launch is not None
-    if form in _unequal:
+    if form not in FORMS:
         return theirs
     ours = launch.compute, launch.differentiate
     try:
@@ -109,7 +108,7 @@ def _passes(
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem:
-        _unequal.add(form)
+        FORMS.discard(form)
         log.info("depthwise convolutions %s by torch, not by triton: %s", tuple(form), problem)
     return theirs if problem else ours
 
