@@ -98,6 +98,6 @@ def test_source_keeps_its_promises(name: str, images: Path) -> None:
         assert torch.isfinite(batch.image).all()
         assert batch.image.abs().mean() > 0.1
         assert (batch.label is None) == (store.labels is None)
-    picture = data.denormalise(data.preview(2).image)
+    picture = data.denormalise(next(data.preview(2)).image)
     assert 0 <= picture.min() < picture.max() <= 1
     assert len(pickle.loads(pickle.dumps(store))) == len(store)

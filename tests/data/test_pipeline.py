@@ -182,7 +182,7 @@ def test_held_out_images_are_centred_and_never_mirrored() -> None:
             raw = store[i][top : top + 5, left : left + 5].astype(float) + 32768
             expected = (raw - store.moments.mean) / store.moments.std
             np.testing.assert_allclose(image.permute(1, 2, 0), expected, atol=1e-5)
-    assert torch.equal(data.preview(2).image, batches[0].image[:2])
+    assert torch.equal(next(data.preview(2)).image, batches[0].image[:2])
     on_host = loaded(batch_size=3, resident=False).held_out_batches()
     assert all(torch.equal(a.image, b.image) for a, b in zip(batches, on_host, strict=True))
 
@@ -190,7 +190,7 @@ def test_held_out_images_are_centred_and_never_mirrored() -> None:
 def test_denormalised_pictures_are_the_originals() -> None:
     data = SearchData(Synthetic(images=30, side=7, flip=False), 0, 5)
     data.setup()
-    batch = data.preview(3)
+    batch = next(data.preview(3))
     pixels = data.store.pixels.reshape(30, 7, 7, 3)[batch.index.numpy()]
     picture = data.denormalise(batch.image).permute(0, 2, 3, 1)
     np.testing.assert_allclose(picture, pixels.astype(float) / 255, atol=1e-6)

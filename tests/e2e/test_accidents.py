@@ -14,6 +14,7 @@ import pytest
 
 from mae_nas.genotype import read_genotype
 from mae_nas.runs.listing import look
+from mae_nas.runs.pictures import Pictures
 
 Captured = pytest.CaptureFixture[str]
 Search = Callable[..., int]
@@ -53,6 +54,7 @@ class Stopped(Synthetic):
         return super().load(on_progress)
 """
 DECODER = ["decoder=custom", "decoder._target_=planted.Planted", "hydra.run.dir=run"]
+DRAW = Pictures.draw
 FIRST = ["trainer.preflight=true"]
 
 
@@ -110,10 +112,17 @@ def test_memory_that_runs_out_later_is_one_line_too(planted: Search, capsys: Cap
 
 
 def test_fit_batch_is_the_search_of_the_accumulation_that_fits(
-    planted: Search, assert_same: Search, tmp_path: Path, capsys: Captured
+    planted: Search,
+    assert_same: Search,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Captured,
 ) -> None:
     fitted = [*FIRST, "trainer.fit_batch=true", "decoder.most=2"]
-    assert planted(*fitted, "trainer.max_steps=5") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "draw", DRAW)  # of more images than fit at once
+        assert planted(*fitted, "trainer.max_steps=5") == 0
+    assert (tmp_path / "run/plots/reconstructions.png").exists()
     assert "trainer.accumulate=2: the batch in parts of 2 images" in capsys.readouterr().out
     assert stored(tmp_path / "run")["accumulate"] == 2
     assert planted(*fitted, "resume=auto") == 0  # though accumulate is 1 on the command line

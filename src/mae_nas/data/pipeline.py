@@ -12,6 +12,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -150,16 +151,12 @@ class SearchData(LightningDataModule):
 
     def held_out_batches(self) -> Iterator[Batch]:
         """This rank's held-out images once, in nearly equal batches."""
-        # No larger than micro-batches, which are known to fit in memory.
-        positions, size = self.split.held_out, self.batch_size // ranks.size() // self.accumulate
-        # Nearly equal, for a lone last image would have no neighbour (the null arm needs one).
-        parts = np.array_split(positions, max(ranks.size(), math.ceil(len(positions) / size)))
-        for part in parts[ranks.index() :: ranks.size()]:
-            if len(part):
-                yield self._maker.held_out(part)
+        parts = self._parts(self.split.held_out, ranks.size())[ranks.index() :: ranks.size()]
+        return (self._maker.held_out(part) for part in parts if len(part))
 
-    def preview(self, count: int) -> Batch:
-        return self._maker.held_out(self.split.held_out[:count])
+    def preview(self, count: int) -> Iterator[Batch]:
+        """The first held-out images, the same on every rank, in nearly equal batches."""
+        return map(self._maker.held_out, self._parts(self.split.held_out[:count]))
 
     def denormalise(self, image: Tensor) -> Tensor:
         """A normalised image (B, C, S, S) as a picture in [0, 1]; 8 bits keep their full range."""
@@ -191,6 +188,12 @@ class SearchData(LightningDataModule):
         if self._loaded is None:
             raise RuntimeError("SearchData is empty: call setup() first")
         return self._loaded
+
+    def _parts(self, positions: NDArray[np.int64], fewest: int = 1) -> list[NDArray[np.int64]]:
+        # No larger than micro-batches, which are known to fit in memory.
+        size = self.batch_size // ranks.size() // self.accumulate
+        # Nearly equal, for a lone last image would have no neighbour (the null arm needs one).
+        return np.array_split(positions, max(fewest, math.ceil(len(positions) / size)))
 
     def _cutter(self) -> Cutter:
         resident = self.device if self.is_resident else None

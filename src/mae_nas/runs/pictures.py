@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from mae_nas.data import SearchData
 from mae_nas.runs.folder import RunFolder
@@ -39,11 +40,12 @@ class Pictures:
         plot_alpha_history(rows, primitives, folder, bands)
         yardsticks = {NAMES.get(name, name): loss for name, loss in self.yardsticks.items()}
         plot_losses(MetricsTable(self.folder.metrics).rows(), rows, yardsticks, folder)
-        preview = self.data.preview(SHOWN)
-        shown = self.module.picture(preview)
-        if shown is not None:
-            prediction, hidden = shown
-            images = [preview.image, prediction.to(preview.image.dtype)]
+        batches = list(self.data.preview(SHOWN))  # as large as fit in memory
+        shown = [picture for each in batches if (picture := self.module.picture(each)) is not None]
+        if shown:
+            image = torch.cat([batch.image for batch in batches])
+            prediction, hidden = map(torch.cat, zip(*shown, strict=True))
+            images = [image, prediction.to(image.dtype)]
             inputs, guesses = (self.data.denormalise(image).cpu().numpy() for image in images)
             plot_reconstructions(inputs, hidden[:, 0].cpu().numpy(), guesses, folder)
 

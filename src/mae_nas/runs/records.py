@@ -61,7 +61,7 @@ def describe_device(device: torch.device) -> dict[str, object]:
 @torch.no_grad()
 def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds (forward, one image) of the supernet and of the decoder."""
-    batch = data.preview(2)  # the null arm needs another image
+    batch = next(data.preview(2))  # the null arm needs another image
     images = len(batch.image)
     supernet = module.supernet
     with evaluating(module):
