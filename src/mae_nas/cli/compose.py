@@ -116,6 +116,9 @@ def _judge(texts: list[str], library: Library) -> _Judged:
     free |= {o.key_or_group.removesuffix("._target_") for o in values if _names_class(o)}
     free.add("hydra.launcher.slurm.additional_parameters")  # sbatch knows them
     plain = unresolved(tree)
+    launcher = {k: v for k, v in plain["hydra"]["launcher"].items() if k != "_target_"}
+    # Of Hydra's keys, those that something here obeys.
+    plain["hydra"] = {"run": {"dir": ""}, "sweep": {"dir": ""}, "launcher": launcher}
     for override in values:
         problems = list(_value_problems(override, plain, free))
         judged.problems += problems
@@ -161,7 +164,8 @@ def _judge_group(override: Override, options: list[str], judged: _Judged) -> Non
 
 
 def _names_class(override: Override) -> bool:
-    return override.key_or_group.endswith("._target_") and not override.is_delete()
+    key = override.key_or_group
+    return key.endswith("._target_") and not key.startswith("hydra.") and not override.is_delete()
 
 
 def _adds(override: Override) -> bool:
