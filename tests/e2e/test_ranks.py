@@ -212,6 +212,31 @@ def test_no_rank_outlives_another(
     assert not Path(f"/proc/{second}").exists() or b"undrawn" not in cmdline(second)
 
 
+@pytest.mark.slow
+def test_a_rank_that_dies_before_it_meets_the_others_is_told(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(DYING)
+    code, said = end(
+        start("decoder=custom", "decoder._target_=dying.Dying", TWO, "hydra.run.dir=run")
+    )
+    *_, line = said.splitlines()
+    assert line.startswith("another rank has ended, and with it the search: process ")
+    assert (code, line.endswith(" with 7")) == (1, True)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["state"], summary["reason"]) == ("failed", line)
+
+
+DYING = """
+import os
+from mae_nas.decoders import HierarchicalDecoder
+
+class Dying(HierarchicalDecoder):
+    def __init__(self, features, channels):
+        if os.environ.get("LOCAL_RANK") == "1":
+            os._exit(7)
+        super().__init__(features, channels)
+"""
+
+
 def cmdline(process: int) -> bytes:
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()

@@ -9,11 +9,11 @@ import subprocess, sys, time
 from types import SimpleNamespace
 from mae_nas.runs.watch import RankWatch
 
-ranks = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
-launcher = SimpleNamespace(procs=list(ranks))
+launcher = SimpleNamespace(procs=[])
 watch = RankWatch(lambda line: print("recorded:", line, flush=True), grace=0.5)
-watch.setup(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
-assert launcher.procs == []
+watch.follow(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), num_devices=3))
+ranks = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
+launcher.procs += ranks
 ranks[0].kill()
 time.sleep(600)  # as a collective that nobody answers
 """

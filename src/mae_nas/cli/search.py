@@ -88,9 +88,10 @@ def run_search(
                 metrics = Metrics(folder, run.settings.log_every, clock, run_log)
                 progress = ProgressReport(readings.last_step, clock, readings, console)
                 beside = [clock, metrics, stopping, readings, checkpoints, gallery, progress]
-                if run.settings.ranks > 1:
-                    beside.append(RankWatch(lambda line: record_failure(run, line)))
-            trainer = run.settings.make(readings.last_step, beside, folder.path)
+            watch = RankWatch(lambda line: record_failure(run, line))
+            trainer = run.settings.make(readings.last_step, [*beside, watch], folder.path)
+            if is_first:
+                watch.follow(trainer)
             with recorded(run) if is_first else nullcontext():
                 with launch.left(run.config, folder.path, checkpoint):
                     code = fit(trainer, run, checkpoint, stopper)

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -26,11 +27,11 @@ class RankWatch(pl.Callback):
         self.grace = grace  # seconds for the search to end by itself
         self.ranks: list[subprocess.Popen[bytes]] = []
 
-    def setup(self, trainer: pl.Trainer, *_: object, **__: object) -> None:
-        launched = getattr(trainer.strategy.launcher, "procs", [])
-        self.ranks = list(launched)
-        launched.clear()  # Lightning's watch finds that all has ended, and ends
-        threading.Thread(target=self._watch, daemon=True).start()
+    def follow(self, trainer: pl.Trainer) -> None:
+        """Take over the ranks that `trainer` is about to launch: one may die before they meet."""
+        if (launcher := trainer.strategy.launcher) is not None:
+            others = trainer.num_devices - 1
+            threading.Thread(target=self._watch, args=(launcher, others), daemon=True).start()
 
     def on_exception(self, _trainer: object, _module: object, exception: BaseException) -> None:
         """The search ends here: so do the other ranks, once they have said why."""
@@ -39,7 +40,11 @@ class RankWatch(pl.Callback):
             time.sleep(0.1)
         self._kill()
 
-    def _watch(self) -> None:
+    def _watch(self, launcher: Any, others: int) -> None:  # noqa: ANN401 - not public
+        while len(launcher.procs) < others:
+            time.sleep(0.1)
+        self.ranks = list(launcher.procs)
+        launcher.procs.clear()  # Lightning's watch finds that all has ended, and ends
         while not any(rank.poll() for rank in self.ranks):
             if all(rank.poll() == 0 for rank in self.ranks):
                 return
