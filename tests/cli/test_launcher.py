@@ -26,6 +26,11 @@ def test_a_job_takes_no_rank_from_whoever_started_the_sweep(
     assert capsys.readouterr().out == "> ['MY_RANK']\n"
 
 
+def test_a_job_knows_that_it_is_one() -> None:
+    command = (sys.executable, "-c", "import os; print(os.environ['MAE_NAS_IN_SWEEP'])")
+    assert Task(command, {}, "")() == (0, "1")
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [

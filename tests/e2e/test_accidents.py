@@ -291,6 +291,15 @@ def test_what_schedulers_warn_with_ends_a_search_for_requeue(
     assert list((tmp_path / "run").rglob("*.tmp-*")) == []
 
 
+def test_a_sweeps_job_that_is_stopped_goes_on_with_the_sweep(
+    planted: Search, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("MAE_NAS_IN_SWEEP", "1")
+    assert planted(f"decoder.number={signal.SIGTERM:d}", "decoder.at=5") == 75
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line == "to go on   the sweep's command again"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_in_preflight_ends_at_once_and_leaves_nothing(
     planted: Search, tmp_path: Path, capsys: Captured, number: signal.Signals, code: int

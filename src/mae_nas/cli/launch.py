@@ -6,17 +6,22 @@ the configuration and the folder; the others are told what it decided.
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mae_nas.cli.spelling import quoted
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.resume import Decision, follow
 
 _PLACES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 DECIDED = "MAE_NAS_DECIDED"
 """The environment variable that holds what the first process decided."""
+IN_SWEEP = "MAE_NAS_IN_SWEEP"
+"""The environment variable that is set in a sweep's jobs."""
 
 
 def is_first(config: Mapping[str, Any]) -> bool:
@@ -29,6 +34,17 @@ def is_first(config: Mapping[str, Any]) -> bool:
     if is_alone and DECIDED not in os.environ:
         return True
     return all(os.environ.get(place, "0") == "0" for place in _PLACES)
+
+
+def way_on(folder: Path) -> str:
+    """What continues the run in `folder`, in words."""
+    if IN_SWEEP in os.environ:
+        return "the sweep's command again"
+    text = str(folder)
+    here = f"hydra.run.dir={text}"
+    if not re.fullmatch(r"[\w./-]+", text):
+        here = shlex.quote(f"hydra.run.dir={quoted(text)}")
+    return f"the same command with resume=auto {here}"
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from mae_nas.checks import Checked, first_line
 from mae_nas.cli.codes import DONE, FAILED, is_in_order, stopped_by
 from mae_nas.cli.jobs import Job
-from mae_nas.cli.launch import DECIDED
+from mae_nas.cli.launch import DECIDED, IN_SWEEP
 from mae_nas.cli.logs import say
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.listing import look
@@ -136,6 +136,7 @@ class Task:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not _FOREIGN.fullmatch(k)}
+        kept[IN_SWEEP] = "1"
         kept["PYTHONSAFEPATH"] = "1"  # a queue.py of the user's is not to be taken for Python's
         if self.nodes > 1:
             from submitit import JobEnvironment

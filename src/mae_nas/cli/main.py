@@ -155,7 +155,7 @@ def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
         raise
     except KeyboardInterrupt:
         is_gone = folder.discard() and not decision.continued
-        said = "nothing is left of it" if is_gone else f"resume=auto hydra.run.dir={folder.path}"
+        said = "nothing is left of it" if is_gone else f"to go on, {launch.way_on(folder.path)}"
         _complain(ValueError(f"stopped at once; {said}"))
         raise
     finally:

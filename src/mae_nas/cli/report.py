@@ -2,8 +2,6 @@
 
 import logging
 import math
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -12,8 +10,8 @@ from typing import cast
 import torch
 
 from mae_nas.cli.assemble import Run
+from mae_nas.cli.launch import way_on
 from mae_nas.cli.preflight import out_of_memory
-from mae_nas.cli.spelling import quoted
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import Clock, Readings, verdict_line
 from mae_nas.runs.files import write_json
@@ -157,9 +155,5 @@ def finish(
     log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
     log.info("summary    %s", run.folder.summary)
     if record["state"] == "stopped":
-        text = str(run.folder.path)
-        here = f"hydra.run.dir={text}"
-        if not re.fullmatch(r"[\w./-]+", text):  # a sweep's, with its values
-            here = shlex.quote(f"hydra.run.dir={quoted(text)}")
-        log.info("to go on   the same command with resume=auto %s", here)
+        log.info("to go on   %s", way_on(run.folder.path))
     return record
