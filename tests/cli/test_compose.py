@@ -95,6 +95,7 @@ def test_compose_reports_all_mistakes_at_once() -> None:
             "name: \"Environment variable 'MAE_NAS_UNSET' not found\"",
         ),
         ("hydra.run.dir=", "hydra.run.dir: needed, "),
+        ("hydra.sweep.dir=", "hydra.sweep.dir: needed, "),
     ],
 )
 def test_compose_says_what_is_wrong_in_one_line(override: str, line: str) -> None:

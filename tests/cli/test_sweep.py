@@ -237,6 +237,12 @@ def test_a_sweep_over_other_axes_needs_another_folder(
     assert rows(tmp_path / "s") == before
 
 
+def test_a_sweeps_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s").touch()
+    assert main(SWEEP) == 2
+    assert capsys.readouterr().err == "mae-nas: s is a file; hydra.sweep.dir names a folder\n"
+
+
 def test_a_sweep_of_another_configuration_needs_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from mae_nas.cli.library import CONFIG, Library, conf_dir, open_library, unresol
 from mae_nas.cli.spelling import suggest
 from mae_nas.keys import ABSENT, find, is_inside, leaves
 
-RUN_DIR = "hydra.run.dir"
+RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 OPTIONAL = ("experiment", "scale", "debug")  # groups that may be null
 _EXAMPLES = {"_target_": "my_module.MyClass", "root": "/path/to/images"}
 
@@ -209,8 +209,8 @@ def _value_problems(override: Override, tree: Mapping[str, Any], free: set[str])
 def _unset_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
     """Missing values (`???`) and interpolations that lead nowhere."""
     ours = [pair for pair in leaves(raw) if not is_inside(pair[0], ["hydra"])]
-    for key, value in [*ours, (RUN_DIR, find(raw, RUN_DIR))]:
-        if value == "???" or (key == RUN_DIR and value == ""):
+    for key, value in [*ours, *((key, find(raw, key)) for key in (RUN_DIR, SWEEP_DIR))]:
+        if value == "???" or (key in (RUN_DIR, SWEEP_DIR) and value == ""):
             example = _EXAMPLES.get(key.rpartition(".")[2], "VALUE")
             yield f"{key}: needed, e.g. {key}={example}"
         elif "${" in str(value):

@@ -7,7 +7,7 @@ from hydra.errors import HydraException
 
 from mae_nas.checks import raise_all
 from mae_nas.cli.codes import CONFIGURATION, DONE, FAILED, REQUEUE, is_in_order, stopped_by
-from mae_nas.cli.compose import RUN_DIR
+from mae_nas.cli.compose import RUN_DIR, SWEEP_DIR
 from mae_nas.cli.jobs import Axis, Job, plan_jobs, refuse_other_configurations, split_values
 from mae_nas.cli.launcher import Plan, Signals
 from mae_nas.cli.library import CONFIG, open_library
@@ -29,6 +29,8 @@ def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) 
     raise_all(line for axis in split_values(overrides, ()) for line in _misuses(axis))
     planned, common = plan_jobs(overrides, config_dir)
     folder = planned[0].folder.parent
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; {SWEEP_DIR} names a folder")
     table = folder / "sweep.csv"
     refuse_other_axes(table, planned[0].point)
     refuse_other_configurations(planned)
