@@ -133,8 +133,11 @@ def _parse(texts: list[str], groups: Collection[str], problems: list[str]) -> It
     for text in texts:
         try:
             override = parser.parse_override(text)
+            if not override.key_or_group:
+                raise HydraException
         except HydraException:
             hint = "a value with special characters needs quotes, e.g. 'data.root=\"/my (images)\"'"
+            hint = hint if "=" in text[1:] else "no space may stand beside ="
             problems.append(f"{text}: cannot be read as key=value; {hint}")
             continue
         key = override.key_or_group
