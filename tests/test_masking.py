@@ -106,7 +106,7 @@ def test_hidden_count_is_not_moved_by_rounding() -> None:
         (0.8, 16, 32, "hides 4 of the 4 patches"),
         (0.5, 32, 32, "use a smaller patch_size"),
         (0.99, 8, 32, "a ratio from 0.0625 to 0.938"),
-        (0.5, 5, 32, "does not divide the image side 32; patch sizes that do: 2, 4, 8"),
+        (0.5, 5, 32, "does not divide the image side 32; patch sizes that do: 1, 2, 4, 8, 16"),
         (0.5, 8, 28, "patch_size 8 does not divide the image side 28"),
     ],
 )

@@ -5,7 +5,7 @@ the name says.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,11 +68,10 @@ class Masking(Checked):
     def patches(self, side: int) -> int:
         """Patches of an image of `side` × `side` pixels; ValueError if the mask does not fit."""
         if side % self.patch_size:
-            fitting = [p for p in range(1, side) if side % p == 0]
-            near = sorted(fitting, key=lambda p: abs(p - self.patch_size))[:3]
+            fitting = ", ".join(str(p) for p in range(1, side) if side % p == 0)
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide the image side {side}; "
-                f"patch sizes that do: {_listed(sorted(near))}"
+                f"patch sizes that do: {fitting}"
             )
         patches = (side // self.patch_size) ** 2
         count = hidden_count(patches, self.ratio)
@@ -99,10 +98,6 @@ class Masking(Checked):
         """What `hidden` (B, g, g) of `sample` leaves to be seen."""
         patches = hidden[0].numel()
         return VisibleMap(hidden, self.patch_size, patches - hidden_count(patches, self.ratio))
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _remedy(patches: int) -> str:
