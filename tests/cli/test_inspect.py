@@ -230,6 +230,18 @@ def test_images_that_are_kept_nowhere_are_read_once(
     assert len(read) == 1
 
 
+@pytest.mark.usefixtures("unmeasured")
+def test_more_than_a_few_names_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed_folder(tmp_path / "images")
+    for i in range(7):
+        (tmp_path / "images" / f"{i}.png").touch()
+    assert main(["inspect", str(tmp_path / "images"), *SMALL]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[lines.index(f"{'not readable':<17}9") + 6] == "and 4 more (format=json names all)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -238,7 +250,7 @@ def test_images_that_are_kept_nowhere_are_read_once(
         (["empty"], "data.root: no image in {here}/empty"),
         (["loop"], "loop is not a folder"),
         (["broken"], "data.root: no readable image in {here}/broken"),
-        (["lone"], "data.group: 1 images form 1 group(s)"),
+        (["lone"], "data: 1 image in 1 group; weights, "),
         (["lone", "format=yaml"], "format=yaml: use text or json"),
         (["lone", "data.side=0"], "data.side: 0 is not a number of pixels"),
         (["lone", "data.sied=8"], "data.sied: no such key; did you mean data.side?"),

@@ -60,13 +60,18 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
         more = [f"and {len(counts) - _LISTED:,} more"] if len(counts) > _LISTED else []
         return ", ".join([*shown, *more]) or "none"
 
+    def first(lines: Sequence[str]) -> Iterator[str]:
+        yield from (row("", line) for line in lines[:_SHOWN])
+        if len(lines) > _SHOWN:
+            yield row("", f"and {len(lines) - _SHOWN:,} more (format=json names all)")
+
     def spread(values: Mapping[str, float]) -> str:
         return "{least:g} to {most:g}, median {median:g}".format(**values)
 
     yield facts["folder"]
     yield row("images", f"{facts['images']:,}, {facts['bytes'] / 1e6:,.1f} MB")
     yield row("not readable", f"{len(facts['broken']):,}")
-    yield from (row("", f"{x['file']}: {x['reason']}") for x in facts["broken"][:_SHOWN])
+    yield from first([f"{entry['file']}: {entry['reason']}" for entry in facts["broken"]])
     yield row("other files", listed(facts["other_files"]))
     yield row("links", f"{facts['links']:,}")
     for name in ("formats", "modes", "depths", "channels"):
@@ -79,9 +84,9 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     yield row("width / height", spread(facts["aspects"]))
     copies = sum(map(len, exact)) - len(exact)
     yield row("exact duplicates", f"{copies:,} (same bytes; they always share a side of the split)")
-    yield from (row("", " = ".join(names[:_SHOWN])) for names in exact[:_SHOWN])
+    yield from first([" = ".join(names[:_SHOWN]) for names in exact])
     yield row("near duplicates", f"{near['images']:,} images in {near['pairs']:,} pairs")
-    yield from (row("", " ~ ".join(pair)) for pair in near["named"][:_SHOWN])
+    yield from first([" ~ ".join(pair) for pair in near["named"]])
     kind = f", like {facts['folders_are']}" if facts["folders_are"] else ""
     yield row("folders", f"{len(facts['folders']):,}{kind}: {listed(facts['folders'])}")
     yield ""
