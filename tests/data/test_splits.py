@@ -83,7 +83,7 @@ def test_held_out_is_a_whole_group_even_if_that_is_more_than_a_tenth() -> None:
 
 
 def test_too_few_groups_and_too_small_splits_are_one_line_each() -> None:
-    with pytest.raises(ValueError, match=r"data\.group: 9 images form 2 group\(s\)"):
+    with pytest.raises(ValueError, match=r"data\.group: 9 images in 2 groups;"):
         split_of(store_of([f"{i % 2}/{i}" for i in range(9)]), group="parent")
     split = split_of(numbered(40))
     split.check_batch(16)

@@ -49,9 +49,13 @@ def split_images(source: ImageSource, store: ImageStore, seed: int) -> Split:
     groups = group_images(store.files, source.group, store.digests)
     members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
     if len(members) < 3:
+        key, way = "data.group", "data.group=none, or more images"
+        if source.group == "none":
+            key, way = "data", "more images, no copies"
+        images, groups = len(store), len(members)
         raise ValueError(
-            f"data.group: {len(store)} images form {len(members)} group(s); weights, architecture "
-            f"and held-out images need one each: use data.group=none, or more images"
+            f"{key}: {images} image{'s' * (images > 1)} in {groups} group{'s' * (groups > 1)}; "
+            f"weights, architecture and held-out images need a group each: use {way}"
         )
     if source.split == "random":
         order = permutation(len(members), derive_key(seed, Purpose.SPLIT)).tolist()
