@@ -37,7 +37,13 @@ def test_wandb_disabled_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["{}", "{", '{"id": 3, "told": 2}', '{"id": "x", "told": null}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "{", '{"id": 3, "told": 2}', '{"id": "x", "told": null}'),
+        *('{"id": "x", "told": NaN}', '{"id": "x", "told": -1}'),
+    ],
+)
 def test_a_run_whose_id_is_lost_gets_another(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

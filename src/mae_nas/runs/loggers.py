@@ -173,7 +173,7 @@ def _known_run(file: Path) -> tuple[str | None, float]:
         with suppress(ValueError):
             known = read_json(file)
             identity, told = find(known, "id"), find(known, "told")
-            if isinstance(identity, str) and isinstance(told, int | float):
+            if isinstance(identity, str) and isinstance(told, int | float) and told >= 0:
                 return identity, told
         log.warning("%s is damaged; wandb shows the run anew, under another id", file)
     return None, 0
