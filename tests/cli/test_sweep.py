@@ -237,6 +237,15 @@ def test_a_sweep_over_other_axes_needs_another_folder(
     assert rows(tmp_path / "s") == before
 
 
+def test_a_strangers_table_is_shown_and_not_obeyed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/sweep.csv").write_text("\x1b[2J,job\n")
+    assert main(SWEEP) == 2
+    assert "s is of a sweep over \\x1b[2J, this command line over seed" in capsys.readouterr().err
+
+
 def test_a_sweeps_folder_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s").touch()
     assert main(SWEEP) == 2

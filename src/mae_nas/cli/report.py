@@ -15,6 +15,7 @@ from mae_nas.cli.preflight import out_of_memory
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import Clock, Readings, verdict_line
 from mae_nas.runs.files import write_json
+from mae_nas.runs.listing import printable
 from mae_nas.runs.measure import is_out_of_memory, peak_memory
 from mae_nas.runs.records import describe_device, network_costs, search_record
 from mae_nas.runs.resume import config_hash
@@ -35,7 +36,7 @@ def announce(run: Run) -> None:
     )
     skipped = cast("list[dict[str, str]]", facts["skipped_files"])
     for entry in skipped[:5]:
-        log.warning("skipped %s: %s", entry["file"], entry["reason"])
+        log.warning("skipped %s: %s", printable(entry["file"]), printable(entry["reason"]))
     if skipped:
         log.warning("%d files skipped; summary.json names them all", len(skipped))
     log.info(

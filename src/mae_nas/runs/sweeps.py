@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_nas.runs.files import write_text
-from mae_nas.runs.listing import MEASURES, RunState
+from mae_nas.runs.listing import MEASURES, RunState, printable
 
 COLUMNS = ("job", "overrides", "status", *MEASURES, "reason")
 
@@ -61,6 +61,7 @@ def refuse_other_axes(path: Path, axes: Collection[str]) -> None:
             over = (
                 f"{', '.join(sorted(old)) or 'nothing'}, this command line over {', '.join(axes)}"
             )
+            over = printable(over)  # whoever wrote the table
             raise ValueError(
                 f"hydra.sweep.dir: {path.parent} is of a sweep over {over}; choose another"
             )
