@@ -17,12 +17,13 @@ Captured = pytest.CaptureFixture[str]
         (["search", "growth=yes"], "growth=yes: use true or false"),
         (["search", "format=yaml"], "format=yaml: use text or json"),
         (["search", "wdith=8"], "did you mean width?"),
-        (["search", "record=nowhere/x.jsonl"], "record: nowhere is not a folder"),
+        (["search", "record=test_bench.py/x"], "test_bench.py: File exists"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_in_one_line(
-    arguments: list[str], said: str, capsys: Captured
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
     assert main(["bench", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line

@@ -44,8 +44,8 @@ def bench(arguments: Sequence[str]) -> str:
     if options["growth"] not in ("true", "false"):
         raise ValueError(f"growth={options['growth']}: use true or false")
     record = Path(options["record"]) if options["record"] else None
-    if record is not None and not record.parent.is_dir():
-        raise ValueError(f"record: {record.parent} is not a folder")
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
     facts = _measured(numbers, grows=options["growth"] == "true")
     if record is not None:
         with record.open("a", encoding="utf-8") as file:
