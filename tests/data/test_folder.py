@@ -145,6 +145,23 @@ def test_grey_folder_has_one_channel_and_its_own_statistics(save: Callable[..., 
     assert (store.moments.low, store.moments.high) == (10, 40)
 
 
+@pytest.mark.parametrize("cache", [None, "auto"])
+def test_a_file_that_is_skipped_does_not_decide_the_depth(
+    numbered: Callable[..., Path], cache: str | None
+) -> None:
+    root = numbered(6)
+    alone = Folder(root=str(root), cache=None).load()
+    np.save(root / "5b.npy", np.full((5, 7, 3), np.nan, np.float32))
+    np.save(root / "stack.npy", np.zeros((32, 32, 7), np.float32))
+    seen: list[int] = []
+    store = Folder(root=str(root), cache=cache).load(lambda done, _total: seen.append(done))
+    assert [name for name, _ in store.skipped] == ["5b.npy", "stack.npy"]
+    assert store.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(store.pixels, alone.pixels)
+    assert (list(store.files), store.moments.high) == (list(alone.files), alone.moments.high)
+    assert seen[-1] == 16  # of two passes over eight
+
+
 def test_progress_reaches_its_total(numbered: Callable[..., Path]) -> None:
     root = numbered(6)
     (root / "broken.png").touch()

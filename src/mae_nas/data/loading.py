@@ -88,7 +88,15 @@ class _Decoding:
         """Write all pixels to a file; the store that reads them there."""
         store = _stack(((name, *image) for name, image in self._each(self._image)), self.side, file)
         headers = [self.headers[name] for name in store.files]
-        return replace(store, skipped=self.skipped, headers=headers)
+        dtype = convert.choose_dtype(headers)
+        if dtype == self.dtype:
+            return replace(store, skipped=self.skipped, headers=headers)
+        # A file that was skipped had the widest depth: once more, without those that were skipped.
+        self.names, self.dtype, self.done = list(store.files), dtype, self.done - len(store)
+        del store  # it holds the memory, or maps the file
+        file.seek(0)
+        file.truncate()
+        return self.run(file)
 
     def _image(self, name: str) -> tuple[NDArray[np.generic], bytes]:
         try:
