@@ -8,7 +8,7 @@ from typing import Any
 
 from mae_nas.cli.arguments import read_arguments
 
-_USAGE = """\
+USAGE = """\
 mae-nas bench search [KEY=VALUE ...]
 
 Time a step of the search, one update of w and one of α, in several ways that take turns: as DARTS
@@ -23,11 +23,6 @@ in processor time.
                                       growth is drawn beside it
 """
 _NUMBERS = {"width": 16, "depth": 8, "side": 32, "batch": 16, "threads": 1, "repeats": 7}
-
-
-def usage() -> str:
-    """What may be said."""
-    return _USAGE
 
 
 def bench(arguments: Sequence[str]) -> str:
@@ -73,7 +68,10 @@ def _measured(numbers: Mapping[str, int], grows: bool) -> dict[str, Any]:
     few = min(repeats, 3) if grows else 0  # a picture needs no more, and waits long enough
     total, done = repeats * len(WAYS) + few * 5 * len(GROWING), count(1)
     with progress(Console(stderr=True), "timing steps") as on_progress:
-        on_step = lambda: on_progress(next(done), total)  # noqa: E731
+
+        def on_step() -> None:
+            on_progress(next(done), total)
+
         rows = compare_ways(setting, list(WAYS), repeats, on_step, with_wall=True)
         grown = growth(setting, few, on_step) if grows else []
     facts = {"setting": numbers, "rows": rows, "growth": grown}

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mae_nas.cli.arguments import read_arguments
+from mae_nas.genotype import PUBLISHED, read_genotype
 
-_USAGE = """\
+USAGE = """\
 mae-nas draw genotype=FILE|RUN|NAME|TEXT [output=PATH]
 
 Draw both cells of a genotype.
@@ -14,16 +15,7 @@ Draw both cells of a genotype.
              'Genotype(normal=[...], ...)'
   output     a .png or .svg file; without a suffix, both (default: genotype)
 Published names:
-  {names}
-"""
-
-
-def usage() -> str:
-    """What may be said, with all published names."""
-    from mae_nas.genotype import PUBLISHED
-
-    names = textwrap.wrap(", ".join(PUBLISHED), 78)
-    return _USAGE.format(names="\n  ".join(names))
+  """ + "\n  ".join(textwrap.wrap(", ".join(PUBLISHED), 78))
 
 
 def draw(arguments: Sequence[str]) -> str:
@@ -35,8 +27,7 @@ def draw(arguments: Sequence[str]) -> str:
     if path.suffix not in ("", ".png", ".svg"):
         raise ValueError(f"output: {path} is neither a .png nor a .svg file")
 
-    from mae_nas.genotype import read_genotype
-    from mae_nas.runs.drawing import draw_cells
+    from mae_nas.runs.drawing import draw_cells  # matplotlib, seconds
 
     files = draw_cells(read_genotype(given["genotype"]), path)
     return "\n".join(f"drawn: {file}" for file in files)

@@ -9,7 +9,7 @@ from typing import Any
 from mae_nas.cli.arguments import read_arguments
 from mae_nas.runs.listing import printable
 
-_USAGE = """\
+USAGE = """\
 mae-nas inspect FOLDER [format=text|json] [KEY=VALUE ...]
 
 Say what a folder of images holds (files, formats, sizes, what cannot be read, duplicates, folders
@@ -20,11 +20,6 @@ Decoded images are kept for the search, where data.cache says.
 """
 
 _SHOWN, _LISTED, _BAR = 5, 10, 40
-
-
-def usage() -> str:
-    """What may be said."""
-    return _USAGE
 
 
 def inspect(arguments: Sequence[str]) -> str:

@@ -166,7 +166,7 @@ def _answer(name: str, arguments: list[str]) -> int:
     """Run a command that prints one text: the function of its name in the module of its name."""
     module = import_module(f"mae_nas.cli.{name}")
     is_asked = not {"-h", "--help"}.isdisjoint(arguments)
-    return _say(module.usage() if is_asked else getattr(module, name)(arguments))
+    return _say(module.USAGE if is_asked else getattr(module, name)(arguments))
 
 
 class _Parser(argparse.ArgumentParser):

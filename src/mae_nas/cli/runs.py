@@ -8,7 +8,7 @@ from pathlib import Path
 from mae_nas.cli.arguments import read_arguments
 from mae_nas.runs.listing import columns, find_runs
 
-_USAGE = """\
+USAGE = """\
 mae-nas runs [FOLDER] [format=text|json]
 
 List the runs in FOLDER (default: runs) and below it, the last one to change at the end.
@@ -16,11 +16,6 @@ List the runs in FOLDER (default: runs) and below it, the last one to change at 
   skips_normal   of the normal cell, beside chance_normal: the mean of cells derived from noise
   age     since the run's last sign of life
 """
-
-
-def usage() -> str:
-    """What may be said."""
-    return _USAGE
 
 
 def runs(arguments: Sequence[str]) -> str:
