@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,18 +33,27 @@ class Library:
 
     def __init__(self, loader: ConfigLoader, extra: Path | None) -> None:
         self.loader = loader
+        self.folders = [conf_dir(), *([extra] if extra else [])]
         self.search_path = [f'hydra.searchpath=["file://{extra.resolve()}"]'] if extra else []
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def groups(self) -> dict[str, list[str]]:
-        """Our groups (not Hydra's) and their options."""
-        options = partial(self.loader.get_group_options, overrides=self.search_path)
-        names = options("", ObjectType.GROUP)
-        return {name: options(name) for name in names if name != "hydra"}
+        """Our groups (not Hydra's) and their options; Hydra would take long to list them."""
+        options: dict[str, set[str]] = {}
+        for group in (group for folder in self.folders for group in folder.iterdir()):
+            if group.is_dir() and group.name != "hydra":
+                files = {file.stem for file in group.glob("*.yaml") if file.is_file()}
+                options.setdefault(group.name, set()).update(files)
+        return {name: sorted(options[name]) for name in sorted(options)}
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """The unresolved tree, Hydra's own node included; ValueError in one line."""
+        """The unresolved tree, Hydra's own node included, made once; ValueError in one line."""
+        known = tuple(overrides)
         try:
-            return compose(CONFIG, [*self.search_path, *overrides], return_hydra_config=True)
+            if known not in self._composed:
+                texts = [*self.search_path, *overrides]
+                self._composed[known] = compose(CONFIG, texts, return_hydra_config=True)
+            return self._composed[known]
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             cause = error.__cause__
             text = f"{error} {cause}" if isinstance(cause, OmegaConfBaseException) else str(error)
