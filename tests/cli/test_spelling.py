@@ -1,7 +1,5 @@
 import shlex
 
-import pytest
-
 from mae_nas.cli.compose import compose
 from mae_nas.cli.spelling import quoted
 
@@ -23,7 +21,8 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_hydra_and_the_shell_read_back_what_was_quoted(text: str) -> None:
-    (word,) = shlex.split(shlex.quote(f"data.root={quoted(text)}"))
-    assert compose(["data=folder", word]).config["data"]["root"] == text
+def test_hydra_and_the_shell_read_back_what_was_quoted() -> None:
+    line = [f"decoder.text{i}={quoted(text)}" for i, text in enumerate(TEXTS)]
+    words = shlex.split(" ".join(map(shlex.quote, line)))
+    given = compose(["decoder=custom", "decoder._target_=mine.Mine", *words]).config["decoder"]
+    assert [given[f"text{i}"] for i in range(len(TEXTS))] == TEXTS
