@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -131,13 +132,15 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     ],
 )
 def test_terminals_without_unicode_get_an_answer(
-    arguments: list[str], code: int, said: str
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
 ) -> None:
-    program = f"import sys; from mae_nas.cli.main import main; sys.exit(main({arguments!r}))"
-    done = run(program, PYTHONIOENCODING="latin-1")
-    assert done.returncode == code
-    assert said in done.stdout + done.stderr
-    assert "codec" not in done.stderr
+    written = [io.BytesIO(), io.BytesIO()]
+    for name, file in zip(("stdout", "stderr"), written, strict=True):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(file, "latin-1", write_through=True))
+    assert main(arguments) == code
+    out, err = (file.getvalue().decode("latin-1") for file in written)
+    assert said in out + err
+    assert "codec" not in err
 
 
 def test_cfg_job_prints_the_composed_configuration(capsys: Captured) -> None:
