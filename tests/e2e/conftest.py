@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[overrides]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def summary_of() -> Callable[[Path], dict[str, Any]]:
+    """The record of a run that has ended."""
+    return lambda run: json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, bytes]]:
+    """All that lies in a folder, by name."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+            for path in sorted(folder.rglob("*"))
+        }
+
+    return read
 
 
 @pytest.fixture

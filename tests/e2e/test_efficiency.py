@@ -24,23 +24,37 @@ def assert_close(one: Path, other: Path) -> None:
     assert all(cells[0][kind] == cells[1][kind] for kind in ("normal", "reduce"))
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        ["space=s0"],
-        ["space=s1", "mask.mode=sparse", "mask.patch_size=4", "decoder=unet", "decoder.width=8"],
-        ["space=s2", "mask.mode=sparse", "mask.patch_size=2"],
-        pytest.param(["space=s3", "search.second_order=true"], marks=pytest.mark.slow),
-        pytest.param(["space=s4", "decoder=simmim"], marks=pytest.mark.slow),
-        pytest.param(["space=s0", "efficiency.recompute=true"], marks=pytest.mark.slow),
-        pytest.param(["space=s0", "efficiency.cpp=false"], marks=pytest.mark.slow),
-        pytest.param(["space=s2", "trainer.accumulate=2"], marks=pytest.mark.slow),
-    ],
-)
+SOME = [
+    ["space=s0"],
+    ["space=s1", "mask.mode=sparse", "mask.patch_size=4", "decoder=unet", "decoder.width=8"],
+    ["space=s2", "mask.mode=sparse", "mask.patch_size=2"],
+]
+MORE = [
+    ["space=s3", "search.second_order=true"],
+    ["space=s4", "decoder=simmim"],
+    ["space=s0", "efficiency.recompute=true"],
+    ["space=s0", "efficiency.cpp=false"],
+    ["space=s2", "trainer.accumulate=2"],
+]
+
+
+@pytest.mark.parametrize("extra", SOME)
+def test_a_few_steps_give_the_references_alphas_and_genotype(
+    finished: Finished, extra: list[str]
+) -> None:
+    check_steps(4, finished, extra)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [*SOME, *MORE])
 def test_twenty_steps_give_the_references_alphas_and_genotype(
     finished: Finished, extra: list[str]
 ) -> None:
-    long = [*EXACT, "trainer.max_epochs=4", "trainer.max_steps=20"]
+    check_steps(20, finished, extra)
+
+
+def check_steps(steps: int, finished: Finished, extra: list[str]) -> None:
+    long = [*EXACT, "trainer.max_epochs=4", f"trainer.max_steps={steps}"]
     fused = finished(*long, *extra)
     reference = [o for o in extra if not o.startswith("efficiency.")]
     assert_close(fused, finished(*long, *reference, "efficiency=reference"))
@@ -57,11 +71,12 @@ def test_a_search_goes_on_with_the_other_cell(
     order: tuple[str, str],
 ) -> None:
     first, then = (f"efficiency={name}" for name in order)
-    assert search(*EXACT, first, "hydra.run.dir=run", "trainer.max_steps=5") == 0
+    whole = [*EXACT, "trainer.max_steps=6"]
+    assert search(*EXACT, first, "hydra.run.dir=run", "trainer.max_steps=3") == 0
     capsys.readouterr()
-    assert search(*EXACT, then, "hydra.run.dir=run", "resume=auto") == 0
-    assert f" cell up to step 5, by the {order[1]} one from there" in capsys.readouterr().out
-    assert_close(tmp_path / "run", finished(*EXACT, "efficiency=reference"))
+    assert search(*whole, then, "hydra.run.dir=run", "resume=auto") == 0
+    assert f" cell up to step 3, by the {order[1]} one from there" in capsys.readouterr().out
+    assert_close(tmp_path / "run", finished(*whole, "efficiency=reference"))
 
 
 def test_recomputing_is_refused_where_nothing_is_fused(

@@ -53,7 +53,8 @@ def read_lines_are_whole(run: Path) -> None:
 @pytest.mark.parametrize(
     ("kills", "length"),
     [
-        (2, SHORTER),
+        (1, SHORTER),
+        pytest.param(2, SHORTER, marks=pytest.mark.slow),
         pytest.param(10, LONG, marks=pytest.mark.slow),
         pytest.param(2, [*SHORTER, "trainer.precision=16-mixed"], marks=pytest.mark.slow),
     ],
