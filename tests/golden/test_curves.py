@@ -34,6 +34,8 @@ CASES = {
     "unet dense": ["space=s1", "decoder=unet", "decoder.width=8"],
     "unet sparse": ["space=s1", "decoder=unet", "decoder.width=8", "mask.mode=sparse"],
 }
+# Every decoder, both masks and both orders are among the others.
+SLOW = ("hierarchical sparse", "simmim dense", "unet sparse")
 Curves = dict[str, list[str]]
 
 
@@ -72,7 +74,9 @@ def search(overrides: list[str], folder: Path) -> Curves:
     return recorder.curves
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES]
+)
 def test_curves_are_as_committed(case: str, tmp_path: Path) -> None:
     curves = search(CASES[case], tmp_path)
     committed: dict[str, Curves] = json.loads(FILE.read_text()) if FILE.exists() else {}

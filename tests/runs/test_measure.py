@@ -46,7 +46,7 @@ def test_a_search_is_the_same_after_its_steps_were_measured(
     assert measured.module.training
     assert all(weight.grad is None for weight in measured.module.parameters())
     for run in (measured, other):
-        trainer = run.settings.make(4, [], run.folder.path)
+        trainer = run.settings.make(2, [], run.folder.path)
         trainer.fit(run.module, datamodule=run.data)
     others = other.module.state_dict()
     for name, value in measured.module.state_dict().items():

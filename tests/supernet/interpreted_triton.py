@@ -170,7 +170,10 @@ class Small(SearchSpace):
         return [*rows, ["dil_conv_5x5"], ["skip_connect"]]
 
 
-@pytest.mark.parametrize(("kind", "is_sparse"), [("normal", True), ("reduce", False)])
+@pytest.mark.parametrize(
+    ("kind", "is_sparse"),
+    [("normal", True), pytest.param("reduce", False, marks=pytest.mark.slow)],
+)
 def test_a_cell_takes_both_steps_as_with_torch(kind: str, is_sparse: bool) -> None:
     """Gradients of α with the weights frozen, then those of the weights."""
     spec, side, found = CellSpec(kind, 8, (FeatureInfo(8, 1), FeatureInfo(8, 1))), 8, []

@@ -194,8 +194,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("channels", [16, 32, 64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "channels"),
+    [
+        (torch.float32, 64),
+        (torch.bfloat16, 32),
+        pytest.param(torch.float32, 16, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 32, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 16, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, 64, marks=pytest.mark.slow),
+    ],
+)
 def test_the_kernels_compile_without_spills(
     dtype: torch.dtype, channels: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
