@@ -26,10 +26,10 @@ demo: install ## search on the embedded digits: two minutes on a laptop, ends wi
 	$(BIN)/mae-nas search experiment=demo
 
 test: install ## the default tests: CPU, no network, under six minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not gpu'
 
 test-slow: install ## the long tests: kills, the wheel, learning
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'slow and not gpu'
 
 check: install ## lint, format and types
 	$(BIN)/ruff check src tests experiments
