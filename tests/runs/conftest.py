@@ -1,5 +1,8 @@
+import copy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +18,11 @@ TINY = [
 ]
 
 
+@cache
+def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return compose([*TINY, *overrides]).config
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., Run]:
     """A tiny search as it stands before its first step: six steps an epoch, two epochs."""
@@ -22,6 +30,6 @@ def prepared(tmp_path: Path) -> Callable[..., Run]:
     def make(*overrides: str) -> Run:
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir(exist_ok=True)
-        return prepare(compose([*TINY, *overrides]).config, folder, Console(quiet=True))
+        return prepare(copy.deepcopy(composed(overrides)), folder, Console(quiet=True))
 
     return make
