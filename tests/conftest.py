@@ -35,6 +35,12 @@ def data_root() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def on_five_edges() -> Callable[[type[SearchSpace]], SearchSpace]:
+    """A space with two nodes, not four: all of its candidates in a third of the operations."""
+    return lambda space: type(space.__name__, (space,), {"nodes": 2})()
+
+
 @pytest.fixture
 def make_search() -> Callable[..., tuple[DARTS, Supernet, Reconstruction]]:
     """Build a relaxation, a supernet and an objective that fit each other, in train mode."""

@@ -16,13 +16,14 @@ from mae_nas.decoders import HierarchicalDecoder, UNetDecoder
 from mae_nas.masking import Masking, VisibleMap, to_pixels
 from mae_nas.objectives import Encode, Objective, Reconstruction
 from mae_nas.relaxations import DARTS
-from mae_nas.spaces import S0, S2
+from mae_nas.spaces import S0, S2, SearchSpace
 from mae_nas.supernet import Supernet, SupernetSize
 
 Parts = tuple[DARTS, Supernet, Reconstruction]
 MakeSearch = Callable[..., Parts]
 MakeBatch = Callable[..., Batch]
 Mode = Literal["dense", "sparse"]
+OnFive = Callable[[type[SearchSpace]], SearchSpace]
 
 DECODERS = {
     "hierarchical": partial(HierarchicalDecoder, kernel=3),
@@ -62,12 +63,17 @@ def observe(parts: Parts, batch: Batch, target: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("patch", [2, 4, 8, 16])
 @pytest.mark.parametrize("junk", [torch.nan, 1e30])
 def test_no_hidden_pixel_reaches_features_prediction_or_gradients(
-    mode: Mode, patch: int, junk: float, make_search: MakeSearch, make_batch: MakeBatch
+    mode: Mode,
+    patch: int,
+    junk: float,
+    make_search: MakeSearch,
+    make_batch: MakeBatch,
+    on_five_edges: OnFive,
 ) -> None:
     side = 32 if patch == 16 else 16
     masking = Masking(0.5, patch, mode)
     decoder = DECODERS["hierarchical"]
-    parts = make_search(S0(), side, 2, masking=masking, decoder=decoder)
+    parts = make_search(on_five_edges(S0), side, 2, masking=masking, decoder=decoder)
     batch = make_batch(2, side, 2)
     hidden = hidden_of(parts[2], batch)
     spoiled = batch._replace(image=batch.image.masked_fill(hidden, junk))
@@ -90,9 +96,11 @@ def test_visible_pixels_do_reach_them(make_search: MakeSearch, make_batch: MakeB
 # Sharp test 13: sparse masking blanks what it hides by itself, dense masking does not.
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
 def test_the_fill_value_matters_in_dense_mode_alone(
-    mode: Mode, make_search: MakeSearch, make_batch: MakeBatch
+    mode: Mode, make_search: MakeSearch, make_batch: MakeBatch, on_five_edges: OnFive
 ) -> None:
-    parts = make_search(S0(), masking=Masking(0.5, 4, mode), decoder=DECODERS["hierarchical"])
+    parts = make_search(
+        on_five_edges(S0), masking=Masking(0.5, 4, mode), decoder=DECODERS["hierarchical"]
+    )
     relaxation, supernet, objective = parts
     batch = make_batch()
     hidden = hidden_of(objective, batch)
@@ -118,9 +126,16 @@ def accepted() -> list[tuple[str, Mode, int]]:
 # Sharp test 9.
 @pytest.mark.parametrize(("name", "mode", "patch"), accepted())
 def test_every_accepted_configuration_teaches_both_cells(
-    name: str, mode: Mode, patch: int, make_search: MakeSearch, make_batch: MakeBatch
+    name: str,
+    mode: Mode,
+    patch: int,
+    make_search: MakeSearch,
+    make_batch: MakeBatch,
+    on_five_edges: OnFive,
 ) -> None:
-    parts = make_search(S0(), masking=Masking(0.5, patch, mode), decoder=DECODERS[name])
+    parts = make_search(
+        on_five_edges(S0), masking=Masking(0.5, patch, mode), decoder=DECODERS[name]
+    )
     relaxation, supernet, objective = parts
     loss, _ = objective(encoder(relaxation, supernet), make_batch())
     normal, reduce = torch.autograd.grad(loss, list(relaxation.parameters()))
@@ -208,9 +223,11 @@ def test_interleaved_searches_and_recomputed_activations_change_nothing(
 # Sharp test 16.
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
 def test_half_precision_agrees_with_single(
-    mode: Mode, make_search: MakeSearch, make_batch: MakeBatch
+    mode: Mode, make_search: MakeSearch, make_batch: MakeBatch, on_five_edges: OnFive
 ) -> None:
-    parts = make_search(S0(), masking=Masking(0.5, 4, mode), decoder=DECODERS["hierarchical"])
+    parts = make_search(
+        on_five_edges(S0), masking=Masking(0.5, 4, mode), decoder=DECODERS["hierarchical"]
+    )
     relaxation, supernet, objective = parts
     batch = make_batch(8)
     alphas = list(relaxation.parameters())
@@ -231,10 +248,10 @@ def test_half_precision_agrees_with_single(
 @pytest.mark.parametrize("norm_pix", [False, True])
 @pytest.mark.parametrize("is_half", [False, True])
 def test_constant_images_give_finite_losses_and_gradients(
-    mode: Mode, norm_pix: bool, is_half: bool, make_search: MakeSearch
+    mode: Mode, norm_pix: bool, is_half: bool, make_search: MakeSearch, on_five_edges: OnFive
 ) -> None:
     relaxation, supernet, objective = make_search(
-        S0(),
+        on_five_edges(S0),
         masking=Masking(0.5, 4, mode),
         decoder=DECODERS["hierarchical"],
         objective=partial(Reconstruction, norm_pix=norm_pix),

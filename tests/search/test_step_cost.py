@@ -106,11 +106,6 @@ class Watched(pl.Callback):
         self._stack.close()
 
 
-def small(space: type[SearchSpace]) -> SearchSpace:
-    """The space with two nodes: five edges, from both inputs and a node, instead of fourteen."""
-    return type(space.__name__, (space,), {"nodes": 2})()
-
-
 @pytest.fixture
 def real(make_search: Callable[..., tuple], settings: Callable[..., BilevelSettings]) -> Make:
     def make(
@@ -127,7 +122,7 @@ def real(make_search: Callable[..., tuple], settings: Callable[..., BilevelSetti
     ("space", "mode", "second_order", "make_cell"),
     [
         (S3, "dense", False, ReferenceCell),
-        (S3, "sparse", True, ReferenceCell),
+        pytest.param(S3, "sparse", True, ReferenceCell, marks=pytest.mark.slow),
         (S4, "dense", True, ReferenceCell),
         (S4, "sparse", False, ReferenceCell),
         (S0, "dense", False, FUSED),
@@ -139,13 +134,14 @@ def real(make_search: Callable[..., tuple], settings: Callable[..., BilevelSetti
 def test_a_step_never_waits_for_the_device(
     real: Make,
     fit: Make,
+    on_five_edges: Callable[..., SearchSpace],
     space: type[SearchSpace],
     mode: str,
     second_order: bool,
     make_cell: CellMaker,
 ) -> None:
     watched = Watched()
-    fit(real(small(space), mode, second_order, make_cell), 3, [watched])
+    fit(real(on_five_edges(space), mode, second_order, make_cell), 3, [watched])
     for operations, host in watched.steps:
         assert operations.waiting == []
         assert host.waiting == []

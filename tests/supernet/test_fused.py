@@ -23,12 +23,7 @@ Passes = Callable[..., tuple[list[Tensor], list[Tensor]]]
 Check = Callable[..., None]
 ScoresOf = Callable[[SearchSpace], dict[str, Tensor]]
 VisibleOf = Callable[..., VisibleMap | None]
-
-
-class Few(S0):
-    """All candidates, on five edges and not on fourteen."""
-
-    nodes = 2
+OnFive = Callable[[type[SearchSpace]], SearchSpace]
 
 
 PAIRWISE = [
@@ -84,24 +79,26 @@ def test_fused_equals_the_reference_in_every_combination(
 @pytest.mark.parametrize("patch", [None, 4])
 @pytest.mark.parametrize("backend", ["cpp", "torch"])
 def test_running_statistics_serve_outside_training(
-    check: Check, patch: int | None, backend: str
+    on_five_edges: OnFive, check: Check, patch: int | None, backend: str
 ) -> None:
-    check(Few(), patch=patch, backend=backend, is_training=False)
+    check(on_five_edges(S0), patch=patch, backend=backend, is_training=False)
 
 
 @pytest.mark.parametrize("patch", [None, 2, 8])
-def test_recomputing_by_cpp_or_torch_changes_nothing(check: Check, patch: int | None) -> None:
-    check(Few(), patch=patch, backend="cpp", recomputes=True)
+def test_recomputing_by_cpp_or_torch_changes_nothing(
+    on_five_edges: OnFive, check: Check, patch: int | None
+) -> None:
+    check(on_five_edges(S0), patch=patch, backend="cpp", recomputes=True)
     check(S1(), patch=patch, backend="torch", recomputes=True)
 
 
 def test_an_image_that_shows_more_than_another_is_computed_densely(
-    both: Both, passes: Passes, scores_of: ScoresOf
+    on_five_edges: OnFive, both: Both, passes: Passes, scores_of: ScoresOf
 ) -> None:
     hidden = torch.tensor([[[0, 1], [1, 1]], [[0, 0], [1, 0]], [[1, 0], [0, 1]]]).bool()
-    reference, fused = both(Few(), width=8)
+    reference, fused = both(on_five_edges(S0), width=8)
     image = torch.randn(3, 3, 16, 16, dtype=torch.float64)
-    scores = scores_of(Few())
+    scores = scores_of(on_five_edges(S0))
     visible = VisibleMap(hidden, 8)
     expected, gradients = passes(reference, scores, "softmax", image, visible)
     features, ours = passes(fused, scores, "softmax", image, visible)
@@ -127,10 +124,12 @@ def test_widths_beside_the_kernels_vectors_are_right_too(
 
 
 @pytest.mark.parametrize("compiles", [True, False])
-def test_gradients_of_one_image_may_lie_channels_first(both: Both, compiles: bool) -> None:
-    reference, fused = both(Few(), width=8, compiles=compiles)
+def test_gradients_of_one_image_may_lie_channels_first(
+    on_five_edges: OnFive, both: Both, compiles: bool
+) -> None:
+    reference, fused = both(on_five_edges(S0), width=8, compiles=compiles)
     image = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    mixtures, gradients = DARTS(Few()).double().mixture(), []
+    mixtures, gradients = DARTS(on_five_edges(S0)).double().mixture(), []
     for net in (reference, fused):
         features = net(image, mixtures)
         loss = torch.stack([(f.flatten(1) ** 2).sum() for f in features]).sum()  # channels first
@@ -170,9 +169,9 @@ def test_gradients_are_those_of_numerical_differences(both: Both) -> None:
 
 @pytest.mark.parametrize("patch", [None, 4])
 def test_rounding_is_no_more_than_five_times_the_references(
-    passes: Passes, visible_of: VisibleOf, patch: int | None
+    on_five_edges: OnFive, passes: Passes, visible_of: VisibleOf, patch: int | None
 ) -> None:
-    space, side = Few(), 16
+    space, side = on_five_edges(S0), 16
     plan = SupernetSize(8, 3, "cifar").plan(space, side)
     exact = Supernet(space, 3, 3, plan, ReferenceCell).double()
     scores = {kind: torch.randn(space.shape(kind)) for kind in CELL_KINDS}
