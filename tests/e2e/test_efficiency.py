@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mae_nas.supernet.depthwise import cpp
+
 Search = Callable[..., int]
 Finished = Callable[..., Path]
 EXACT = ["trainer.precision=64-true", "supernet.width=8", "search.arch_optimizer.lr=0.01"]
@@ -38,28 +40,19 @@ MORE = [
 ]
 
 
-@pytest.mark.parametrize("extra", SOME)
-def test_a_few_steps_give_the_references_alphas_and_genotype(
-    finished: Finished, extra: list[str]
-) -> None:
-    check_steps(4, finished, extra)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("extra", [*SOME, *MORE])
+@pytest.mark.parametrize(
+    "extra", [*SOME, *(pytest.param(more, marks=pytest.mark.slow) for more in MORE)]
+)
 def test_twenty_steps_give_the_references_alphas_and_genotype(
     finished: Finished, extra: list[str]
 ) -> None:
-    check_steps(20, finished, extra)
-
-
-def check_steps(steps: int, finished: Finished, extra: list[str]) -> None:
-    long = [*EXACT, "trainer.max_epochs=4", f"trainer.max_steps={steps}"]
+    long = [*EXACT, "trainer.max_epochs=4", "trainer.max_steps=20"]
     fused = finished(*long, *extra)
     reference = [o for o in extra if not o.startswith("efficiency.")]
     assert_close(fused, finished(*long, *reference, "efficiency=reference"))
     used = json.loads((fused / "summary.json").read_text())["backend"]
-    assert used == "fused-torch" if "efficiency.cpp=false" in extra else used.startswith("fused-")
+    is_compiled = "efficiency.cpp=false" not in extra and cpp.library() is not None
+    assert used == ("fused-cpp" if is_compiled else "fused-torch")
 
 
 @pytest.mark.parametrize("order", [("reference", "fused"), ("fused", "reference")])
