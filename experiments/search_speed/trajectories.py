@@ -2,8 +2,9 @@
 
     python experiments/search_speed/trajectories.py FOLDER    # runs lie there, and go on if stopped
 
-CIFAR-10's test images as files below MAE_NAS_DATA, one seed, float64 and float32. Writes
-trajectories.png beside this file and adds a record to trajectories.jsonl.
+CIFAR-10's test images as files below MAE_NAS_DATA, one seed, float64 and float32. How far rounding
+alone leads is told by the reference with another number of threads, whose sums have another order.
+Writes trajectories.png beside this file and adds a record to trajectories.jsonl.
 """
 
 import argparse
@@ -11,13 +12,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mae_nas.genotype import read_genotype
 from mae_nas.runs import canvas
 from mae_nas.runs.records import describe_device, git_state, versions
 
@@ -26,13 +27,17 @@ HERE = Path(__file__).parent
 IMAGES = "data.root=${oc.env:MAE_NAS_DATA,data}/cifar10/test"
 COMMON = [
     *("data=folder", IMAGES, "data.batch_size=8", "supernet.width=4", "supernet.depth=3"),
-    *("trainer.max_epochs=1", "trainer.max_steps=200", "search.arch_optimizer.lr=3e-3"),
-    *("trainer.accelerator=cpu", "efficiency.threads=1", "trainer.preflight=false", "seed=0"),
+    *("trainer.max_epochs=1", "trainer.max_steps=120", "search.arch_optimizer.lr=3e-3"),
+    *("trainer.accelerator=cpu", "trainer.preflight=false", "seed=0"),
 ]
-PRECISIONS, CELLS = ("64-true", "32-true"), ("reference", "fused")
+PRECISIONS = ("64-true", "32-true")
+WAYS = {
+    "reference": ("efficiency=reference", "efficiency.threads=1"),
+    "fused": ("efficiency=fused", "efficiency.threads=1"),
+    "reference-2-threads": ("efficiency=reference", "efficiency.threads=2"),
+}
 FIRST_EDGE = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3")
 FIRST_EDGE += ("sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
-Trajectory = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def main() -> None:
@@ -42,30 +47,38 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    runs = {(p, c): folder / f"{c}-{p}" for p in PRECISIONS for c in CELLS}
-    for (precision, cell), run in runs.items():
-        chosen = [f"trainer.precision={precision}", f"efficiency={cell}", f"hydra.run.dir={run}"]
+    commit = git_state()  # before a picture lies in it
+    runs = {(p, w): folder / f"{w}-{p}" for p in PRECISIONS for w in WAYS}
+    for (precision, way), run in runs.items():
         # The group first: its other keys are set after it.
+        chosen = [*WAYS[way], f"trainer.precision={precision}", f"hydra.run.dir={run}"]
         command = [sys.executable, "-m", "mae_nas", "search", *chosen, *COMMON, "resume=auto"]
         subprocess.run(command, check=True)
     read = {key: trajectory(run) for key, run in runs.items()}
+    others = [(p, w) for p in PRECISIONS for w in WAYS if w != "reference"]
     apart = {
-        p: np.abs(read[p, "reference"][1] - read[p, "fused"][1]).max(axis=1) for p in PRECISIONS
+        (p, w): np.abs(read[p, "reference"].weights - read[p, w].weights).max(axis=1)
+        for p, w in others
     }
     draw(read, apart)
-    genotypes = {key: read_genotype(str(run)) for key, run in runs.items()}
     record = {
         "overrides": COMMON,
-        "steps": read["64-true", "fused"][0].tolist(),
-        "largest_difference_of_a_mixing_weight": {p: d.tolist() for p, d in apart.items()},
-        "same_genotype": {
-            p: genotypes[p, "reference"] == genotypes[p, "fused"] for p in PRECISIONS
+        "ways": WAYS,
+        "steps": read["64-true", "fused"].steps.tolist(),
+        "largest_difference_of_a_mixing_weight": {
+            f"{w} {p}": distance.tolist() for (p, w), distance in apart.items()
+        },
+        "genotype_of_the_reference": {
+            f"{w} {p}": [
+                a == b for a, b in zip(read[p, "reference"].cells, read[p, w].cells, strict=True)
+            ]
+            for p, w in others
         },
         "wall_seconds": {
-            f"{c} {p}": json.loads((run / "summary.json").read_text())["wall_seconds"]
-            for (p, c), run in runs.items()
+            f"{w} {p}": json.loads((run / "summary.json").read_text())["wall_seconds"]
+            for (p, w), run in runs.items()
         },
-        "git": git_state(),
+        "git": commit,
         "versions": versions(),
         "device": describe_device(torch.device("cpu")),
     }
@@ -73,32 +86,46 @@ def main() -> None:
         file.write(json.dumps(record) + "\n")
 
 
+class Trajectory(NamedTuple):
+    """Of T readings: steps (T), mixing weights (T, 2 · edges · candidates), cells."""
+
+    steps: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    cells: list[list[object]]
+
+
 def trajectory(run: Path) -> Trajectory:
-    """Steps (T), and mixing weights (T, 2 · edges · candidates)."""
+    """What a run's readings say."""
     rows = [json.loads(line) for line in (run / "genotypes.jsonl").read_text().splitlines()]
-    scores = [[np.ravel(row["scores"][kind]) for kind in ("normal", "reduce")] for row in rows]
-    return np.array([row["step"] for row in rows]), np.array([np.concatenate(s) for s in scores])
+    kinds = ("normal", "reduce")
+    scores = [np.concatenate([np.ravel(row["scores"][kind]) for kind in kinds]) for row in rows]
+    cells = [[row[kind] for kind in kinds] for row in rows]
+    return Trajectory(np.array([row["step"] for row in rows]), np.array(scores), cells)
 
 
 @canvas.styled
-def draw(read: dict[tuple[str, str], Trajectory], apart: dict[str, NDArray[np.float64]]) -> None:
+def draw(
+    read: dict[tuple[str, str], Trajectory], apart: dict[tuple[str, str], NDArray[np.float64]]
+) -> None:
     """Weights of one edge in each precision, by both cells; and the largest difference of any."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     *panels, last = figure.subplots(1, 3)
     for panel, precision in zip(panels, PRECISIONS, strict=True):
-        for cell in CELLS:
-            steps, weights = read[precision, cell]
-            style = {"lw": 3, "alpha": 0.3} if cell == "reference" else {"lw": 1, "ls": "--"}
+        for way in ("reference", "fused"):
+            steps, weights, _ = read[precision, way]
+            style = {"lw": 3, "alpha": 0.3} if way == "reference" else {"lw": 1, "ls": "--"}
             for k, name in enumerate(FIRST_EDGE):
-                label = canvas.human(name) if cell == "fused" else None
+                label = canvas.human(name) if way == "fused" else None
                 panel.plot(steps, weights[:, k], color=canvas.colour(name), label=label, **style)
         panel.set(title=f"{precision}: reference wide, fused dashed", xlabel="step")
     panels[0].set_ylabel("mixing weights, first edge of the normal cell")
-    panels[0].legend(ncols=2)
-    for precision, distance in apart.items():
-        last.semilogy(read[precision, "fused"][0], np.maximum(distance, 1e-18), label=precision)
-    last.set(title="largest difference of any mixing weight", xlabel="step")
-    last.legend()
+    panels[0].legend(ncols=2, fontsize="small")
+    for i, ((precision, way), distance) in enumerate(apart.items()):
+        style = {"color": f"C{i // 2}", "ls": "-" if way == "fused" else ":"}
+        steps = read[precision, way].steps
+        last.semilogy(steps, np.maximum(distance, 1e-18), label=f"{way}, {precision}", **style)
+    last.set(title="largest difference from the reference", xlabel="step")
+    last.legend(fontsize="small")
     canvas.save(figure, HERE / "trajectories.png")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from mae_nas.runs import canvas
 
@@ -39,3 +39,6 @@ def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
     values = sorted({row[key] for row in rows})
     panel.set(xscale="log", yscale="log", xlabel=key, xticks=values, xticklabels=values)
     panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
