@@ -17,7 +17,7 @@ Captured = pytest.CaptureFixture[str]
         (["search", "growth=yes"], "growth=yes: use true or false"),
         (["search", "format=yaml"], "format=yaml: use text or json"),
         (["search", "wdith=8"], "did you mean width?"),
-        (["search", "record=test_bench.py/x"], "test_bench.py: File exists"),
+        (["search", "record=test_bench.py/x"], "record: test_bench.py is a file, not a folder"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_in_one_line(

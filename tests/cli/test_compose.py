@@ -83,8 +83,11 @@ def test_compose_reports_all_mistakes_at_once() -> None:
         ("data=folder", "data.root: needed, e.g. data.root=/path/to/images"),
         ("decoder=custom", "decoder._target_: needed, e.g. decoder._target_=my_module.MyClass"),
         ("mask@x=default", "mask@x=default: packages (@) are not used here; write mask=…"),
-        ("mask.ratio", "mask.ratio: cannot be read as key=value; no space may stand beside ="),
-        ("=0.5", "=0.5: cannot be read as key=value; no space may stand beside ="),
+        (
+            "mask.ratio",
+            "mask.ratio: cannot be read as key=value; write KEY=VALUE, without a space beside =",
+        ),
+        ("=0.5", "=0.5: cannot be read as key=value; write KEY=VALUE, without a space beside ="),
         ("mask.ratio=[1", "mask.ratio=[1: cannot be read as key=value; a value with special "),
         ("seed=range(3)", "seed=range(3): several values are a sweep, mae-nas search -m …; a list"),
         (

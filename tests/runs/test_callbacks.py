@@ -130,6 +130,16 @@ def test_metrics_write_every_so_many_steps_the_steps_own_values(prepared: Prepar
         assert float(rows[2][name]) > 0
 
 
+def test_an_epochs_last_row_has_the_learning_rate_that_it_was_taken_with(
+    prepared: Prepared,
+) -> None:
+    run = prepared()
+    fit(run, 7, [Clock(), Metrics(run.folder, 1, Clock(), RunLog())])
+    rates = [float(row["learning_rate"]) for row in MetricsTable(run.folder.metrics).rows()]
+    assert rates[:6] == [0.025] * 6
+    assert rates[6] < 0.025
+
+
 def test_metrics_behind_the_checkpoint_are_cut(prepared: Prepared) -> None:
     run = prepared()
     table = MetricsTable(run.folder.metrics)

@@ -111,7 +111,7 @@ def settings() -> Callable[..., BilevelSettings]:
         arch: dict[str, object] | None = None,
         **others: object,
     ) -> BilevelSettings:
-        sgd = {"lr": 0.025, "momentum": 0.9, "weight_decay": 3e-4, "fused": True}
+        sgd = {"lr": 0.025, "momentum": 0.9, "weight_decay": 3e-4, "foreach": True}
         adam = {"lr": 3e-4, "betas": (0.5, 0.999), "weight_decay": 1e-3, "fused": True}
         return BilevelSettings(
             partial(torch.optim.SGD, **{**sgd, **(weights or {})}),  # type: ignore[arg-type]

@@ -158,7 +158,9 @@ def test_a_new_learning_rate_reaches_a_step_that_is_the_same(
     """On a device, rates lie in tensors: a captured step would read them anew."""
     found = []
     for on_device in (False, True):
-        module, watched = smooth(epochs=4, second_order=second_order), Watched()
+        fused = {"fused": True, "foreach": None}
+        module = smooth(epochs=4, second_order=second_order, weights=fused)
+        watched = Watched()
 
         class Placed(pl.Callback):
             def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:

@@ -114,6 +114,7 @@ def check(
         width: int = 8,
         is_training: bool = True,
         recomputes: bool = False,
+        implementation: str = "",
     ) -> None:
         compiles = backend == "cpp"
         if compiles and cpp.library() is None:
@@ -127,7 +128,7 @@ def check(
         visible = visible_of(patch, side)
         expected, gradients = passes(reference, scores, mixture, image, visible)
         features, ours = passes(fused, scores, mixture, image, visible)
-        assert fused.implementation == f"fused-{backend}"
+        assert fused.implementation == (implementation or f"fused-{backend}")
         assert reference.implementation == "reference"
         for one, other in zip(features, expected, strict=True):
             assert (one - other).abs().max() < 1e-10

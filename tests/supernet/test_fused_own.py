@@ -68,7 +68,7 @@ def test_an_operation_that_nobody_has_fused_is_the_references(
 
 @pytest.mark.parametrize("patch", [None, 4])
 def test_a_form_that_the_kernel_does_not_know_is_torchs(check: Check, patch: int | None) -> None:
-    check(Wide(), patch=patch, depth=3)
+    check(Wide(), patch=patch, depth=3, implementation="fused-cpp-torch")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

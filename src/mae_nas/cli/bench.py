@@ -39,10 +39,11 @@ def bench(arguments: Sequence[str]) -> str:
     if options["growth"] not in ("true", "false"):
         raise ValueError(f"growth={options['growth']}: use true or false")
     record = Path(options["record"]) if options["record"] else None
-    if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
+    if record is not None and record.parent.exists() and not record.parent.is_dir():
+        raise ValueError(f"record: {record.parent} is a file, not a folder")
     facts = _measured(numbers, grows=options["growth"] == "true")
     if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
         with record.open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
         if facts["growth"]:

@@ -137,7 +137,7 @@ def _parse(texts: list[str], groups: Collection[str], problems: list[str]) -> It
                 raise HydraException
         except HydraException:
             hint = "a value with special characters needs quotes, e.g. 'data.root=\"/my (images)\"'"
-            hint = hint if "=" in text[1:] else "no space may stand beside ="
+            hint = hint if "=" in text[1:] else "write KEY=VALUE, without a space beside ="
             problems.append(f"{text}: cannot be read as key=value; {hint}")
             continue
         key = override.key_or_group

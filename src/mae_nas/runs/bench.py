@@ -189,10 +189,10 @@ class _Step:
         self.relaxation = DARTS(space)
         self.weights = [*self.supernet.parameters(), *self.objective.parameters()]
         self.alphas = list(self.relaxation.parameters())
-        how = {"foreach": False} if way.is_naive else {"fused": True}
-        sgd: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, **how}
-        self.of_weights = torch.optim.SGD(self.weights, 0.025, **sgd)
-        self.of_alphas = torch.optim.Adam(self.alphas, 3e-4, (0.5, 0.999), **how)
+        is_grouped = not way.is_naive
+        options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, "foreach": is_grouped}
+        self.of_weights = torch.optim.SGD(self.weights, 0.025, **options)
+        self.of_alphas = torch.optim.Adam(self.alphas, 3e-4, (0.5, 0.999), foreach=is_grouped)
         self.batch = Batch(
             torch.randn(setting.batch, 3, side, side), torch.arange(setting.batch), 1
         )

@@ -86,6 +86,7 @@ class SearchModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.learning_rate = 0.0  # of the last weight step
         self.relaxation = relaxation
         self.supernet = supernet
         self.objective = objective
@@ -152,11 +153,7 @@ class SearchModule(pl.LightningModule):
         if isinstance(scale := self.loss_scale, Tensor):
             self.values["loss_scale"] = scale
             self._flag(scale < 1)  # halved at each overflow, without end where a gradient is NaN
-        for group in self.optimizer_pair[0].param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.learning_rate)
-            else:
-                group["lr"] = self.learning_rate
+        self.set_learning_rate()
         if self.epoch >= self.settings.warmup_epochs:
             self.step_architecture(batch["arch"], batch["weights"])
         self.step_weights(batch["weights"])
@@ -274,12 +271,16 @@ class SearchModule(pl.LightningModule):
         """Epochs completed, from the number of steps done."""
         return self.global_step // self.steps_per_epoch
 
-    @property
-    def learning_rate(self) -> float:
+    def set_learning_rate(self) -> None:
         """Of w: cosine from the optimizer's own to `min_lr`, per epoch (DARTS, Sec. 3.1)."""
         wave = (1 + math.cos(math.pi * self.epoch / self.epochs)) / 2
-        least = self.settings.min_lr
-        return least + (self.optimizer_pair[0].defaults["lr"] - least) * wave
+        optimizer, least = self.optimizer_pair[0], self.settings.min_lr
+        self.learning_rate = least + (optimizer.defaults["lr"] - least) * wave
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self.learning_rate)
+            else:
+                group["lr"] = self.learning_rate
 
     def on_train_start(self) -> None:
         if self.device.type == "cuda":

@@ -189,10 +189,11 @@ class PoolFold:
             centre, variance = (x.view(*mixing.shape, -1) for x in norms.running())
         else:
             self._mean, variance = norms.centred(moments)
+            variance.clamp_(min=0)
             norms.update(self._mean, variance)
             centre, variance = self._mean[:, None], variance[:, None]
         self._centre, self._variance = centre, variance
-        self._root = torch.rsqrt(variance.clamp(min=0) + norms.eps)
+        self._root = torch.rsqrt(variance + norms.eps)
         self.product = mixing[..., None] * self._root
         self.bias = -self.product * centre
 
