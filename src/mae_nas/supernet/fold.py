@@ -35,11 +35,15 @@ class Moments(NamedTuple):
     second: Tensor
 
 
-class Linear(NamedTuple):
+class Affine(NamedTuple):
     """A gradient of z: constant (Q, C) + z · slope (Q, C, C); of pools, z ⊙ slope (Q, C)."""
 
     constant: Tensor
     slope: Tensor
+
+    def add_to(self, gradient: Tensor, z: Tensor) -> None:
+        """Add it for z (Q, M, C) to `gradient`, likewise."""
+        gradient.add_(self.constant[:, None]).baddbmm_(z, self.slope)
 
 
 class Norms:
@@ -78,7 +82,7 @@ class Norms:
         covariances = covariances + _square(means - mean, covariances)
         return mean - shift, torch.einsum("r,r...->...", share, covariances)
 
-    def towards_rows(self, mean: Tensor, to_mean: Tensor, to_covariance: Tensor) -> Linear:
+    def towards_rows(self, mean: Tensor, to_mean: Tensor, to_covariance: Tensor) -> Affine:
         """What rows of z receive through the mean and covariance of `centred`."""
         count = self.count
         if self._is_across:
@@ -87,7 +91,7 @@ class Norms:
         slope = 2 * to_covariance / count
         is_full = slope.dim() > mean.dim()
         apart = (slope @ mean[..., None]).squeeze(-1) if is_full else slope * mean
-        return Linear(to_mean / count - apart, slope)
+        return Affine(to_mean / count - apart, slope)
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Running mean and variance, a row for each norm."""
@@ -150,7 +154,7 @@ class Fold:
 
     def backward(
         self, to_product: Tensor, to_bias: Tensor, wants_weight: bool, wants_mixing: bool
-    ) -> tuple[Linear | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Affine | None, Tensor | None, Tensor | None]:
         """Gradients of z by way of its moments, of W and of a, from those of W' and b."""
         weight, mean, to_mixing, to_weight = self._weight, self._mean, None, None
         to_scale = (to_product * weight).sum(-1).addcmul_(to_bias, self._centre, value=-1)
@@ -199,7 +203,7 @@ class PoolFold:
 
     def backward(
         self, to_product: Tensor, to_bias: Tensor, wants_mixing: bool
-    ) -> tuple[Linear | None, Tensor | None]:
+    ) -> tuple[Affine | None, Tensor | None]:
         """Gradients of the pools by way of their moments, and of a, from those of s and b."""
         to_scale = torch.addcmul(to_product, to_bias, self._centre, value=-1)
         to_mixing = (to_scale * self._root).sum(-1) if wants_mixing else None

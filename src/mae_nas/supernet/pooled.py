@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mae_nas.supernet.depthwise import PoolFunction, combining, pooling
-from mae_nas.supernet.fold import Linear, Moments, Norms, PoolFold
+from mae_nas.supernet.fold import Affine, Moments, Norms, PoolFold
 from mae_nas.supernet.separable import Setting
 from mae_nas.supernet.sites import in_full_precision, index, wide
 
@@ -137,7 +137,7 @@ def _through_pools(
     pooled: Sequence[Tensor],
     to_nodes: Sequence[Tensor],
     scales: Tensor,
-    by_moments: Linear | None,
+    by_moments: Affine | None,
 ) -> Tensor:
     """Gradient of the node by way of what pools add to others, and of their moments."""
     inputs, offset = [to_nodes] * len(pooled), None

@@ -5,6 +5,8 @@ channels from either. With the edges' pointwise weights one below the other, eac
 of one folded product, see `fold`:
 
     node_t += [W'_0t z_0 + b_0t | W'_1t z_1 + b_1t]
+
+Their mean needs no shift: it is small beside their spread, as a normalised node's after its ReLU.
 """
 
 from collections.abc import Sequence
@@ -65,9 +67,9 @@ def add_reduced(
 ) -> tuple[list[Tensor], Tensor]:
     """Add the skips' outputs to the nodes that they lead to; arguments as `add_separable`'s."""
     (even,), (odd,) = corners([r], setting.source, setting.target)
-    halves = ([matrix(layer.even.weight) for layer in reduction.layers],)
-    halves += ([matrix(layer.odd.weight) for layer in reduction.layers],)
-    points = torch.stack([torch.cat(half) for half in halves])
+    evens = [matrix(layer.even.weight) for layer in reduction.layers]
+    odds = [matrix(layer.odd.weight) for layer in reduction.layers]
+    points = torch.stack([torch.cat(evens), torch.cat(odds)])
     chosen = mixing[index(reduction.choices, r.device)]
     # (2, E · C/2): the weight of each channel.
     chosen = chosen.repeat_interleave(points.shape[1] // len(chosen)).expand(2, -1)
@@ -129,7 +131,7 @@ class _Reduced(torch.autograd.Function):
         )
         to_z = to_halves @ fold.product
         if by_moments is not None:
-            to_z.add_(by_moments.constant[:, None]).baddbmm_(wide_z, by_moments.slope)
+            by_moments.add_to(to_z, wide_z)
         to_z = setting.target.masked(to_z.to(z.dtype))
         return (None, None, to_z, to_mixing, to_points, *to_nodes, to_lacking)
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from mae_nas.spaces.primitives import DepthwiseSeparable
 from mae_nas.supernet.depthwise import serving
-from mae_nas.supernet.fold import Fold, Moments, Norms
+from mae_nas.supernet.fold import Affine, Fold, Moments, Norms
 from mae_nas.supernet.layers import SeparableGroup
 from mae_nas.supernet.sites import Sites, in_full_precision, index, matrix, wide
 
@@ -299,13 +299,9 @@ class _Step:
             for to_node, product in zip(to_nodes, products, strict=True)
         ]
         if by_moments is not None:
-            constants, slopes = map(group.by_edge, by_moments)
-            found = zip(
-                to_z2, group.stacks(to_z2), group.stacks(z2), constants, slopes, strict=True
-            )
-            for whole, to_z, z, constant, slope in found:
-                whole.add_(constant.flatten())
-                to_z.baddbmm_(z, slope)
+            parts = (group.stacks(to_z2), group.stacks(z2), *map(group.by_edge, by_moments))
+            for to_z, z, constant, slope in zip(*parts, strict=True):
+                Affine(constant, slope).add_to(to_z, z)
         return [self._masked(self.cast(to_z)) for to_z in to_z2], to_weight, to_mixing
 
     def through_relu(
@@ -317,7 +313,7 @@ class _Step:
         by_moments, to_weight, _ = fold.backward(to_product, to_bias, wants_weight, False)
         to_z1 = to_u @ fold.product
         if by_moments is not None:
-            to_z1.add_(by_moments.constant[:, None]).baddbmm_(z1, by_moments.slope)
+            by_moments.add_to(to_z1, z1)
         return self._masked(self.cast(to_z1)), to_weight
 
     def _masked(self, x: Tensor) -> Tensor:
