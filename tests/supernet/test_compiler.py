@@ -83,6 +83,15 @@ def test_without_a_compiler_it_is_torch_and_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_compiler_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/c++ -O1")
+    with pytest.raises(OSError, match=r"CXX=/nowhere/c\+\+ -O1: no such program"):
+        compiler.built(tmp_path / "kernels")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_compiler_that_fails_is_torch_and_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

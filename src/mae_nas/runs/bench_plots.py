@@ -24,7 +24,7 @@ def plot_growth(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
     others = {"side": "width", "width": "side"}
     for panel, (key, other) in zip(panels, others.items(), strict=True):
         _draw(panel, [row for row in rows if row[other] == rows[0][other]], key)
-        panel.set_title(f"{other} {rows[0][other]}")
+        panel.set_title(f"{other} {rows[0][other]}, {rows[0]['batch']} images")
     panels[0].set_ylabel("processor seconds an image and step")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     return canvas.save(figure, path)

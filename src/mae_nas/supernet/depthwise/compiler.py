@@ -48,6 +48,8 @@ def built(folder: Path) -> Path:
     if found is None:
         raise OSError("there is no C++ compiler (CXX names one)")
     compiler = shlex.split(found)  # ccache g++
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"CXX={found}: no such program")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_ours(folder.parent)
     _check_ours(folder)
