@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -237,8 +238,12 @@ def test_more_than_a_few_names_are_counted(
     mixed_folder(tmp_path / "images")
     for i in range(7):
         (tmp_path / "images" / f"{i}.png").touch()
+    whole = sorted((tmp_path / "images").rglob("*.png"))[-1]
+    for i in range(8):
+        shutil.copy(whole, whole.with_name(f"x{i}.png"))
     assert main(["inspect", str(tmp_path / "images"), *SMALL]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert any(line.count(" = ") == 5 and line.endswith(" = 4 more") for line in lines)
     assert lines[lines.index(f"{'not readable':<17}9") + 6] == "and 4 more (format=json names all)"
 
 
