@@ -124,8 +124,10 @@ def check(
             at_rest(reference)
             at_rest(fused)
         side, scores = SIDES[stem], scores_of(space)
-        image = torch.randn(3, 3, side, side, dtype=torch.float64)
-        visible = visible_of(patch, side)
+        # The last map has four sites an image there: from twelve, variances may be nearly zero.
+        images = 6 if stem == "imagenet" else 3
+        image = torch.randn(images, 3, side, side, dtype=torch.float64)
+        visible = visible_of(patch, side, images)
         expected, gradients = passes(reference, scores, mixture, image, visible)
         features, ours = passes(fused, scores, mixture, image, visible)
         assert fused.implementation == (implementation or f"fused-{backend}")
