@@ -60,10 +60,6 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
         if len(lines) > _SHOWN:
             yield row("", f"and {len(lines) - _SHOWN:,} more (format=json names all)")
 
-    def some(names: Sequence[str]) -> list[str]:
-        more = [f"{len(names) - _SHOWN:,} more"] if len(names) > _SHOWN else []
-        return [*names[:_SHOWN], *more]
-
     def spread(values: Mapping[str, float]) -> str:
         return "{least:g} to {most:g}, median {median:g}".format(**values)
 
@@ -83,7 +79,7 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     yield row("width / height", spread(facts["aspects"]))
     copies = sum(map(len, exact)) - len(exact)
     yield row("exact duplicates", f"{copies:,} (same bytes; they always share a side of the split)")
-    yield from first([" = ".join(some(names)) for names in exact])
+    yield from first([" = ".join(_some(names)) for names in exact])
     yield row("near duplicates", f"{near['images']:,} images in {near['pairs']:,} pairs")
     yield from first([" ~ ".join(pair) for pair in near["named"]])
     kind = f", like {facts['folders_are']}" if facts["folders_are"] else ""
@@ -109,3 +105,8 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield facts["command"]
     yield from (f"note: {note}" for note in facts["notes"])
+
+
+def _some(names: Sequence[str]) -> list[str]:
+    more = [f"{len(names) - _SHOWN:,} more"] if len(names) > _SHOWN else []
+    return [*names[:_SHOWN], *more]
