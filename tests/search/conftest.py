@@ -111,8 +111,8 @@ def settings() -> Callable[..., BilevelSettings]:
         arch: dict[str, object] | None = None,
         **others: object,
     ) -> BilevelSettings:
-        sgd = {"lr": 0.025, "momentum": 0.9, "weight_decay": 3e-4, "foreach": True}
-        adam = {"lr": 3e-4, "betas": (0.5, 0.999), "weight_decay": 1e-3, "fused": True}
+        sgd = {"lr": 0.025, "momentum": 0.9, "weight_decay": 3e-4}
+        adam = {"lr": 3e-4, "betas": (0.5, 0.999), "weight_decay": 1e-3}
         return BilevelSettings(
             partial(torch.optim.SGD, **{**sgd, **(weights or {})}),  # type: ignore[arg-type]
             partial(torch.optim.Adam, **{**adam, **(arch or {})}),  # type: ignore[arg-type]

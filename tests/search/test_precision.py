@@ -56,7 +56,7 @@ def test_an_overflow_skips_only_its_own_players_step(
     victim: int,
     fused: bool,
 ) -> None:
-    options, calm = {"fused": fused, "foreach": None}, smooth_objective(scale=CALM)
+    options, calm = {"fused": fused}, smooth_objective(scale=CALM)
     module = smooth(objective=calm, weights=options, arch=options, steps_per_epoch=5)
     states, scales = [], []
     planted = infinite_gradient((module.weights, module.alphas)[victim][0])
@@ -93,7 +93,7 @@ def test_scaled_steps_are_those_of_a_loop_written_out_in_double(
     """α by Adam, then w by clipped SGD with momentum: to float16's accuracy, far from its range."""
     objective = smooth_objective(scale=CALM)
     options: dict[str, Any] = {
-        "weights": {"lr": 20.0, "fused": fused, "foreach": None},
+        "weights": {"lr": 20.0, "fused": fused},
         "arch": {"lr": 5.0, "eps": 0.1},  # large, or Adam would hide how long the gradient is
         "grad_clip": 0.005,
         "steps_per_epoch": 50,

@@ -18,7 +18,7 @@ from mae_nas.cli.build import build
 from mae_nas.cli.compose import compose
 from mae_nas.masking import Masking
 from mae_nas.search import BilevelSettings, SearchModule
-from mae_nas.search.module import keep_rates_on
+from mae_nas.search.optimizers import keep_rates_on, make_fused
 from mae_nas.spaces import S0, S3, S4, SearchSpace
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell
 
@@ -158,8 +158,7 @@ def test_a_new_learning_rate_reaches_a_step_that_is_the_same(
     """On a device, rates lie in tensors: a captured step would read them anew."""
     found = []
     for on_device in (False, True):
-        fused = {"fused": True, "foreach": None}
-        module = smooth(epochs=4, second_order=second_order, weights=fused)
+        module = smooth(epochs=4, second_order=second_order)
         watched = Watched()
 
         class Placed(pl.Callback):
@@ -203,7 +202,7 @@ def test_optimizers_do_not_loop_over_parameters(which: str) -> None:
     counts = []
     for size in (3, 30):
         parameters = [nn.Parameter(torch.randn(2, 5)) for _ in range(size)]
-        optimizer = getattr(settings, which)(parameters)
+        optimizer = make_fused(getattr(settings, which), parameters)
         for _ in range(2):
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)

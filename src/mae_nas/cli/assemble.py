@@ -30,7 +30,7 @@ from mae_nas.runs.loggers import LoggerSettings
 from mae_nas.runs.measure import StepCost
 from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precision
 from mae_nas.search import BilevelSettings, SearchModule
-from mae_nas.search.module import check_unrollable
+from mae_nas.search.optimizers import check_unrollable, make_fused
 from mae_nas.spaces import SearchSpace
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
 
@@ -159,7 +159,9 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
     for path in OPTIMIZERS if "search" not in maker.broken else ():
         make = part(config["search"][path.rpartition(".")[2]])
         weights = [nn.Parameter(torch.zeros(1))]
-        optimizers[path] = maker.hold(path, lambda make=make, weights=weights: make(weights))
+        optimizers[path] = maker.hold(
+            path, lambda make=make, weights=weights: make_fused(make, weights)
+        )
     bilevel = maker.make(BilevelSettings, "search")
     optimizer = optimizers.get("search.weight_optimizer")
     if bilevel is not None and bilevel.second_order and optimizer is not None:

@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mae_nas.cli.spelling import suggest
 
@@ -93,7 +93,7 @@ def _part(value: object) -> object:
     return part(value) if isinstance(value, Mapping) and "_target_" in value else value
 
 
-def part(node: Mapping[str, object]) -> functools.partial[object]:
+def part(node: Mapping[str, object]) -> functools.partial[Any]:
     """A node inside a node: its class and arguments, for the receiver to complete."""
     return functools.partial(import_target(node["_target_"]), **_arguments(node))
 

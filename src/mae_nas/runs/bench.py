@@ -30,6 +30,7 @@ from mae_nas.objectives import Reconstruction
 from mae_nas.relaxations import DARTS, Mixture
 from mae_nas.runs.measure import count_multiply_adds
 from mae_nas.search.module import frozen
+from mae_nas.search.optimizers import make_fused
 from mae_nas.spaces import S0
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
 
@@ -41,18 +42,19 @@ class Way:
     Args:
         make_cell: of the supernet.
         sparse_ratio: of hidden patches that are not computed; None: dense.
-        is_naive: as DARTS published it: channels first, gradients of all weights in both updates,
-            optimizers that step a tensor at a time.
+        foreach: optimizers in grouped operations or a tensor at a time; None: as a search steps.
+        is_naive: as DARTS published it: channels first, gradients of all weights in both updates.
     """
 
     make_cell: CellMaker
     sparse_ratio: float | None = None
+    foreach: bool | None = None
     is_naive: bool = False
 
 
 WAYS: Mapping[str, Way] = {
-    "naive": Way(ReferenceCell, is_naive=True),
-    "reference": Way(ReferenceCell),
+    "naive": Way(ReferenceCell, foreach=False, is_naive=True),
+    "reference": Way(ReferenceCell, foreach=True),
     "fused-torch": Way(partial(FusedCell, compiles=False)),
     "fused-cpp": Way(FusedCell),
     "fused-cpp-recompute": Way(partial(FusedCell, recomputes=True)),
@@ -189,10 +191,11 @@ class _Step:
         self.relaxation = DARTS(space)
         self.weights = [*self.supernet.parameters(), *self.objective.parameters()]
         self.alphas = list(self.relaxation.parameters())
-        is_grouped = not way.is_naive
-        options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, "foreach": is_grouped}
-        self.of_weights = torch.optim.SGD(self.weights, 0.025, **options)
-        self.of_alphas = torch.optim.Adam(self.alphas, 3e-4, (0.5, 0.999), foreach=is_grouped)
+        options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, "foreach": way.foreach}
+        sgd = partial(torch.optim.SGD, lr=0.025, **options)
+        adam = partial(torch.optim.Adam, lr=3e-4, betas=(0.5, 0.999), foreach=way.foreach)
+        self.of_weights = make_fused(sgd, self.weights)
+        self.of_alphas = make_fused(adam, self.alphas)
         self.batch = Batch(
             torch.randn(setting.batch, 3, side, side), torch.arange(setting.batch), 1
         )

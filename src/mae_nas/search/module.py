@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from mae_nas import ranks
 from mae_nas.batch import Batch
@@ -20,9 +20,13 @@ from mae_nas.masking import BatchNorm
 from mae_nas.objectives import Encode, Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.search.bilevel import Loss, VirtualStep, mean_gradient, unrolled_gradient
+from mae_nas.search.optimizers import (
+    OptimizerMaker,
+    check_unrollable,
+    keep_rates_on,
+    make_fused,
+)
 from mae_nas.supernet import Supernet
-
-OptimizerMaker = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -113,10 +117,10 @@ class SearchModule(pl.LightningModule):
         return [*self.supernet.parameters(), *self.objective.parameters()]
 
     def configure_optimizers(self) -> list[Optimizer]:
-        weight_optimizer = self.settings.weight_optimizer(self.weights)
+        weight_optimizer = make_fused(self.settings.weight_optimizer, self.weights)
         if self.settings.second_order:
             check_unrollable(weight_optimizer)
-        return [weight_optimizer, self.settings.arch_optimizer(self.alphas)]
+        return [weight_optimizer, make_fused(self.settings.arch_optimizer, self.alphas)]
 
     @property
     def optimizer_pair(self) -> tuple[Optimizer, Optimizer]:
@@ -175,7 +179,8 @@ class SearchModule(pl.LightningModule):
         self._record("arch_loss", loss)
         # An α without influence keeps grad None and is left untouched, weight decay included.
         for alpha, gradient in zip(self.alphas, gradients, strict=True):
-            alpha.grad = gradient
+            # Fused kernels read parameter and gradient side by side, whatever their strides.
+            alpha.grad = None if gradient is None else gradient.contiguous()
         if scaler is not None:
             scaler.unscale_(optimizer)
         for name, alpha in self.relaxation.named_parameters():
@@ -325,26 +330,6 @@ class SearchModule(pl.LightningModule):
     def _flag(self, is_bad: Tensor) -> None:
         is_first_bad = is_bad & (self.bad_step < 0)
         self.bad_step.copy_(torch.where(is_first_bad, self.global_step, self.bad_step))
-
-
-def check_unrollable(optimizer: Optimizer) -> None:
-    """ValueError unless its step is the one that DARTS, Eq. 7 looks ahead by."""
-    plain = isinstance(optimizer, SGD) and not (
-        optimizer.defaults["nesterov"] or optimizer.defaults["dampening"]
-    )
-    if not plain:
-        raise ValueError(
-            "search.second_order: looks ahead by a step of SGD without nesterov or dampening; "
-            "use search.weight_optimizer._target_=torch.optim.SGD or search.second_order=false"
-        )
-
-
-def keep_rates_on(device: torch.device, optimizers: Iterable[Optimizer]) -> None:
-    """Learning rates as tensors () on `device`: a captured step would keep a number's value."""
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        if group.get("fused"):  # the others read the tensor on the host
-            # In float32, as torch's kernels read it.
-            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
 
 
 @contextmanager
