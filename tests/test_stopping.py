@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -52,3 +53,46 @@ def test_a_signal_ends_a_process_that_waits_outside_python(
         process.kill()
     assert process.returncode == code
     assert said == "stopped at once, while waiting for something else\n"
+
+
+WRITING = """
+import fcntl
+import logging
+import os
+import sys
+from mae_nas import stopping
+from mae_nas.cli.codes import stopped_by
+
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+stopper = stopping.Stopper()
+with stopper.listening(stopped_by):
+    stopper.is_patient = True
+    os.write(1, b"x" * fcntl.fcntl(1, fcntl.F_GETPIPE_SZ))
+    print("full", file=sys.stderr, flush=True)
+    print("a line", flush=True)  # waits for its reader
+print("received", stopper.received)
+"""
+
+
+def test_a_signal_amid_a_line_does_not_break_it() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "full\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    try:
+        said, wrong = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, wrong) == (0, "")
+    assert said.lstrip("x").splitlines() == [
+        "a line",
+        "Stopping after this step and a last reading (again to stop at once)",
+        f"received {int(signal.SIGTERM)}",
+    ]

@@ -59,12 +59,14 @@ class Stopper:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # our parent may have blocked them
 
     def _watch(self, ear: int, code: Callable[[int], int]) -> None:
-        """End the process that should end at once and cannot."""
+        """Say that a signal has come, and end the process that should end at once and cannot."""
         is_second = False
         while number := os.read(ear, 1)[0]:
             if number in SIGNALS:
                 at_once, is_second = is_second or not self.is_patient, True
-                if at_once and not self._obeyed.wait(GRACE):
+                if not at_once:  # said here, for a handler may have come amid a line being written
+                    log.info("Stopping after this step and a last reading (again to stop at once)")
+                elif not self._obeyed.wait(GRACE):
                     log.error("stopped at once, while waiting for something else")
                     os._exit(code(number))
         os.close(ear)
@@ -74,4 +76,3 @@ class Stopper:
         if is_second or not self.is_patient:
             self._obeyed.set()
             raise KeyboardInterrupt
-        log.info("Stopping after this step and a last reading (again to stop at once)")
