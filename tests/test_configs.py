@@ -20,7 +20,10 @@ from mae_nas.runs.sweeps import COLUMNS
 
 GOLDEN = Path(__file__).parent / "golden" / "public_names.json"
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
-NEEDED = {"data=folder": ["data.root=/images"]}  # what a user must give besides the option
+NEEDED = {
+    "data=folder": ["data.root=/images"],
+    "relaxation=fixed": ["genotype=DARTS_V2"],
+}  # what a user must give besides the option
 LAUNCHER = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra/launcher/mae_nas.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 OPTIONS = [f"{path.parent}={path.stem}" for path in FILES if path.stem != "custom"]
@@ -69,7 +72,7 @@ def test_a_scale_says_what_it_leaves_out(experiment: str) -> None:
     "option", [o for o in OPTIONS if o.startswith(("space", "relaxation", "objective", "decoder"))]
 )
 def test_every_option_that_needs_the_datas_shape_is_built(option: str) -> None:
-    config = compose([option]).config
+    config = compose([option, *NEEDED.get(option, [])]).config
     maker = Maker(config)
     assert assemble(maker, side=32, channels=3) is not None
     assert maker.problems == []

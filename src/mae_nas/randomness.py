@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     CROP_LEFT = 7
     FLIP = 8
     CHANCE = 9
+    GENOTYPE = 10
 
 
 def _signed(word: int) -> int:

@@ -1,5 +1,6 @@
 """A search in one process: from images to a drawing, a record and an exit code."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from mae_nas.cli.main import main
 from mae_nas.genotype import Genotype, read_genotype
+from mae_nas.relaxations import Fixed
 from mae_nas.spaces import S1
 
 Search = Callable[..., int]
@@ -60,6 +62,28 @@ def test_search_ends_with_a_drawn_genotype_and_a_record(
     skips = rows[-1]["skips"]["normal"]
     assert f"  skips {skips} (chance 3.6)  " in log
     assert log[:2] == "20"  # a timestamp
+
+
+def test_a_given_cell_is_trained_alone(
+    search: Search, tmp_path: Path, capsys: Captured, summary_of: Summary
+) -> None:
+    given = ["relaxation=fixed", "genotype=random:1", "hydra.run.dir=a"]
+    assert search(*given, "trainer.max_steps=3") == 0
+    assert "edges; α has had no step" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "a" / "metrics.csv").read_text().splitlines()))
+    assert {row["arch_loss"] for row in rows} == {""}
+    assert {row["weight_loss"] for row in rows} != {""}
+    cells = read_genotype("a").cells
+    space = Fixed(S1(), "random:1").space
+    for kind, cell in cells.items():
+        names = dict(zip(space.edges, space.primitives(kind), strict=True))
+        assert all(names[edge.source, edge.target] == [edge.primitive] for edge in cell.edges)
+    # What a search has found is given as its folder.
+    again = ["relaxation=fixed", "genotype=a", "hydra.run.dir=b", "trainer.max_steps=3"]
+    assert search(*again) == 0
+    assert read_genotype("b") == read_genotype("a")
+    losses = [summary_of(tmp_path / run)["final"]["held_out_loss"] for run in ("a", "b")]
+    assert losses[0] == losses[1]
 
 
 def test_debug_and_demo_presets_run(

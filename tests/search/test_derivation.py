@@ -4,9 +4,9 @@ import torch
 from numpy.typing import NDArray
 
 from mae_nas.backbone import CELL_KINDS
+from mae_nas.derivation import choose, derive
 from mae_nas.genotype import PUBLISHED
 from mae_nas.relaxations import DARTS
-from mae_nas.search.derivation import choose, derive
 from mae_nas.spaces import S0, S1, S2, S3, S4, SearchSpace
 
 Found = list[tuple[str, int, int]]

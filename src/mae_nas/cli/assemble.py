@@ -247,7 +247,7 @@ def assemble(maker: Maker, side: int | None, channels: int) -> Parts | None:
         relaxation = maker.make(Relaxation, "relaxation")
     if space is None or plan is None or masking is None or objective is None or relaxation is None:
         return None
-    return Parts(space, plan, masking, objective, relaxation)
+    return Parts(relaxation.space, plan, masking, objective, relaxation)
 
 
 def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:

@@ -29,6 +29,7 @@ class Root(Checked):
     resume: str | None
     on_collapse: Literal["warn", "stop"]
     left_out: list[str]
+    genotype: str | None = None  # there with relaxation=fixed
 
     def _problems(self) -> Iterator[str]:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -89,8 +90,8 @@ def _structure_problems(config: Mapping[str, Any], nodes: Mapping[str, Any]) -> 
     for key in config:
         if key not in (*NODES, *roots):
             yield f"{key}: no such key{suggest(key, [*NODES, *roots])}"
-    for key in roots:
-        if key not in config:
+    for key, parameter in roots.items():
+        if key not in config and parameter.default is parameter.empty:
             yield f"{key}: needed"
 
 

@@ -22,7 +22,7 @@ from mae_nas.keys import ABSENT, find, is_inside, leaves
 
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 OPTIONAL = ("experiment", "scale", "debug")  # groups that may be null
-_EXAMPLES = {"_target_": "my_module.MyClass", "root": "/path/to/images"}
+_EXAMPLES = {"_target_": "my_module.MyClass", "root": "/path/to/images", "genotype": "DARTS_V2"}
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,9 @@ def _unset_problems(tree: DictConfig, raw: dict[str, Any]) -> Iterator[str]:
             try:
                 _plain(OmegaConf.select(tree, key))
             except OmegaConfBaseException as error:
-                text = str(error).splitlines()[0]
-                yield f"{key}: {text.rpartition('while resolving interpolation: ')[2]}"
+                text = str(error).splitlines()[0].rpartition("while resolving interpolation: ")[2]
+                if not text.startswith("Missing mandatory value"):  # told of that key itself
+                    yield f"{key}: {text}"
 
 
 def _left_out(tree: dict[str, Any], texts: list[str], library: Library) -> list[str]:

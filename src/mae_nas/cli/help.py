@@ -29,6 +29,7 @@ _KEYS = {
     "objective.target": "image | permuted (the null arm)",
     "supernet.width": "channels of the first cells",
     "supernet.depth": "cells, at least 3",
+    "genotype": "of relaxation=fixed: file, run folder, name, text or random:SEED",
     "data.root": "folder of images (data=folder, cifar10, cifar100, imagenet)",
     "seed": "",
     "resume": "null: new run | auto: newest unfinished | PATH of a run",

@@ -77,8 +77,7 @@ def onward(run: Run) -> str:
 
 def _images_a_step(run: Run, steps: int) -> float:
     """On average: one batch for w in every step, and one for α in those after the warm-up."""
-    module = run.module
-    warm = min(module.settings.warmup_epochs * module.steps_per_epoch, steps)
+    warm = min(run.module.arch_start, steps)
     return run.data.batch_size * (2 - warm / max(steps, 1))
 
 

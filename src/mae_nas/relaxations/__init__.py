@@ -2,5 +2,6 @@
 
 from mae_nas.relaxations.base import Mixture, Relaxation
 from mae_nas.relaxations.darts import DARTS
+from mae_nas.relaxations.fixed import Fixed
 
-__all__ = ["DARTS", "Mixture", "Relaxation"]
+__all__ = ["DARTS", "Fixed", "Mixture", "Relaxation"]

@@ -32,10 +32,17 @@ class Relaxation(nn.Module, ABC):
 
     α starts as 10⁻³ times standard normal noise (DARTS, Sec. 3), in float32 whatever the
     autocast precision (float64 under `64-true`).
+
+    Args:
+        space: that the supernet computes and derivation chooses from.
     """
+
+    learns = True
+    """Whether α has a step at all."""
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
+        self.space = space
         self.alphas = nn.ParameterDict(
             {kind: nn.Parameter(1e-3 * torch.randn(space.shape(kind))) for kind in CELL_KINDS}
         )

@@ -217,6 +217,8 @@ def verdict_line(reading: Reading) -> str:
     """The verdict in words, skips beside what chance gives."""
     skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
     count = "1 skip" if skips == 1 else f"{skips} skips"
+    if not reading.warmed_up:
+        return f"the normal cell keeps {count} in {edges} edges; α has had no step"
     return (
         f"verdict {reading.verdict} at step {reading.step}: the normal cell keeps {count} in "
         f"{edges} edges{chance_in_words(reading)}; of cells derived from noise, "

@@ -1,6 +1,6 @@
 """The bilevel search: alternating steps, derivation, readings and the collapse verdict."""
 
-from mae_nas.search.derivation import derive
+from mae_nas.derivation import derive
 from mae_nas.search.module import BilevelSettings, NonFiniteLossError, SearchModule
 from mae_nas.search.reading import Reading, take_reading
 

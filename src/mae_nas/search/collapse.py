@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_nas.derivation import choose
 from mae_nas.randomness import Purpose, derive_key
-from mae_nas.search.derivation import choose
 from mae_nas.spaces import SearchSpace
 
 Verdict = Literal["ok", "warning", "collapsed"]

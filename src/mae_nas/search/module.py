@@ -158,7 +158,7 @@ class SearchModule(pl.LightningModule):
             self.values["loss_scale"] = scale
             self._flag(scale < 1)  # halved at each overflow, without end where a gradient is NaN
         self.set_learning_rate()
-        if self.epoch >= self.settings.warmup_epochs:
+        if self.global_step >= self.arch_start:
             self.step_architecture(batch["arch"], batch["weights"])
         self.step_weights(batch["weights"])
 
@@ -270,6 +270,12 @@ class SearchModule(pl.LightningModule):
             for weight, buffer in zip(self.weights, momentum, strict=True)
         ]
         return VirtualStep(group["lr"], group["momentum"], group["weight_decay"], buffers)
+
+    @property
+    def arch_start(self) -> int:
+        """Steps before the first one that α has; all of them if it has none."""
+        epochs = self.settings.warmup_epochs if self.relaxation.learns else self.epochs
+        return epochs * self.steps_per_epoch
 
     @property
     def epoch(self) -> int:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mae_nas.batch import Batch
+from mae_nas.derivation import derive
 from mae_nas.genotype import Genotype
 from mae_nas.search.collapse import Verdict, chance_at_least, judge, mean_skips
-from mae_nas.search.derivation import derive
 from mae_nas.search.module import SearchModule
 from mae_nas.spaces import SearchSpace
 
@@ -81,7 +81,7 @@ def take_reading(
     scores = {k: s.cpu().double().numpy() for k, s in module.relaxation.scores().items()}
     genotype, cell_scores = derive(scores, space)
     skips = {kind: count_skips(genotype, space, kind) for kind in scores}
-    is_warm = module.global_step > module.settings.warmup_epochs * module.steps_per_epoch
+    is_warm = module.global_step > module.arch_start
     history = [reading.skips["normal"] for reading in earlier if reading.warmed_up]
     if is_warm:
         history.append(skips["normal"])
@@ -159,7 +159,7 @@ def relative_entropy(weights: np.ndarray) -> float:
     """Mean over edges of −Σ w·log w / log K for (E, K) weights: 1 uniform, 0 decided."""
     total = weights / weights.sum(axis=1, keepdims=True)
     surprise = -(total * np.log(np.maximum(total, 1e-300))).sum(axis=1)
-    return float(surprise.mean() / np.log(weights.shape[1]))
+    return float(surprise.mean() / max(np.log(weights.shape[1]), 1e-300))  # K = 1: decided
 
 
 def undetermined_kinds(module: SearchModule) -> list[str]:

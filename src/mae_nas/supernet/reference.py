@@ -35,6 +35,7 @@ class MixedOp(nn.Module):
     def __init__(self, candidates: dict[str, Primitive]) -> None:
         super().__init__()
         self.candidates = nn.ModuleDict(candidates)
+        self.is_zero = all(candidate.is_zero for candidate in candidates.values())
 
     def forward(
         self, x: Tensor, weights: tuple[Tensor, ...], before: Tensor | None, after: Tensor | None
@@ -81,6 +82,7 @@ class ReferenceCell(SearchCell):
             terms = (
                 self.edges[e](nodes[source], mixture.weights[e], outer if enters else inner, inner)
                 for e, source, enters in self.space.incoming(target)
+                if not self.edges[e].is_zero
             )
             nodes.append(reduce(add, terms))
         return DenseState(torch.cat([nodes[i] for i in self.space.concat], dim=1))

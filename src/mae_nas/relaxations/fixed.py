@@ -1,0 +1,70 @@
+"""One given cell instead of a mixture: the same network, data, masks and loss train it alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from mae_nas.backbone import CELL_KINDS
+from mae_nas.derivation import derive
+from mae_nas.genotype import Genotype, read_genotype
+from mae_nas.randomness import Purpose, derive_key
+from mae_nas.relaxations.base import Mixture, Relaxation
+from mae_nas.spaces import SearchSpace
+from mae_nas.spaces.primitives import PRIMITIVES, Primitive
+
+_RANDOM, _NONE = "random:", "none"
+
+
+class Fixed(Relaxation):
+    """A constant one-hot mixture; α is never stepped, and what was not chosen does not exist.
+
+    Args:
+        space: that the genotype is from.
+        genotype: a file, run folder, published name or DARTS's text, see `read_genotype`; or
+            `random:SEED`, the cell that noise α derive (DARTS's rule, both kinds of cell).
+    """
+
+    learns = False
+
+    def __init__(self, space: SearchSpace, genotype: str) -> None:
+        super().__init__(_OneCell(space, _genotype(genotype, space)))
+
+    def mixture(self) -> dict[str, Mixture]:
+        return {kind: Mixture(torch.ones_like(alpha)) for kind, alpha in self.alphas.items()}
+
+
+class _OneCell(SearchSpace):
+    """The space that has one candidate on each edge: the genotype's operation, or none."""
+
+    def __init__(self, space: SearchSpace, genotype: Genotype) -> None:
+        space.check(genotype)
+        self.inputs, self.nodes, self.kept_edges = space.inputs, space.nodes, space.kept_edges
+        self._operations = {_NONE: PRIMITIVES[_NONE], **space.operations()}
+        self._names: dict[str, list[list[str]]] = {}
+        for kind, cell in genotype.cells.items():
+            chosen = {(edge.source, edge.target): edge.primitive for edge in cell.edges}
+            degrees = {node: [t for _, t in chosen].count(node) for node in space.concat}
+            if len(chosen) < len(cell.edges) or set(degrees.values()) != {space.kept_edges}:
+                raise ValueError(
+                    f"genotype: {kind} cell: every node of {type(space).__name__} keeps "
+                    f"{space.kept_edges} different edges, these are "
+                    + ", ".join(f"{count} at node {node}" for node, count in degrees.items())
+                )
+            self._names[kind] = [[chosen.get(edge, _NONE)] for edge in space.edges]
+
+    def primitives(self, kind: str) -> Sequence[Sequence[str]]:
+        return self._names[kind]
+
+    def operations(self) -> Mapping[str, Callable[[int, int], Primitive]]:
+        return self._operations
+
+
+def _genotype(text: str, space: SearchSpace) -> Genotype:
+    if not text.startswith(_RANDOM):
+        return read_genotype(text)
+    seed = text.removeprefix(_RANDOM)
+    if not (seed.isascii() and seed.isdigit()):
+        raise ValueError(f"genotype: {text[:100]!r}: needs a whole number, e.g. random:0")
+    generator = np.random.default_rng(derive_key(Purpose.GENOTYPE, int(seed)) % 2**63)
+    return derive({k: generator.standard_normal(space.shape(k)) for k in CELL_KINDS}, space)[0]
