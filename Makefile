@@ -7,7 +7,7 @@ export MAE_NAS_DATA
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow check lint-conf bench \
-	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size
+	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size table3 report
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -75,6 +75,26 @@ search-imagenet: install ## search on ImageNet (PRESET=unnas|pcdarts)
 
 sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both decoders (PARALLEL=jobs at once)
 	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim $(call LEFT_OUT,RATIOS) hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)
+
+# Evidence: what is claimed of the paper's tables, from records that experiments/CLAIM keeps.
+SEEDS_table3_smoke := 0
+SEEDS_table3_small := 0,1,2,3,4
+SEEDS_table3_full := 0,1,2,3,4
+SPACES_smoke := s0
+SPACES_small := s0,s2
+SPACES_full := s0,s2
+FOLDER_smoke = runs/$@-smoke
+FOLDER_small = experiments/$@
+FOLDER_full = experiments/$@/full
+EVIDENCE = $(BIN)/python experiments/evidence.py
+
+table3: install ## Table 3 of the paper: skips with and without the hierarchical decoder
+	$(SEARCH) -m hydra.launcher.parallel=$(PARALLEL) experiment=table3 seed=$(SEEDS_table3_$(SCALE)) space=$(SPACES_$(SCALE)) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim hydra.sweep.dir=runs/table3-$(SCALE) $(ARGS)
+	$(EVIDENCE) collect $@ runs/$@-$(SCALE) --folder $(FOLDER_$(SCALE))
+	$(EVIDENCE) report $@ --folder $(FOLDER_$(SCALE))
+
+report: install ## tables, pictures and the README's results, made again from the records
+	$(EVIDENCE) report
 
 sweep-patch-size: install ## searches on CIFAR-10 over the patch size
 	$(SEARCH) $(SWEEP) mask.patch_size=$(PATCHES_$(SCALE)) $(call LEFT_OUT,PATCHES) hydra.sweep.dir=runs/sweeps/patch-size-$(SCALE) $(ARGS)

@@ -1,0 +1,142 @@
+"""Table 3 of the paper: skips in the normal cell, with and without the hierarchical decoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from evidence import (
+    SIGNIFICANCE,
+    Record,
+    against_chance,
+    compared,
+    costs,
+    grouped,
+    spread,
+    stable_since,
+    table,
+)
+from matplotlib.figure import Figure
+
+from mae_nas import spaces
+from mae_nas.runs import canvas
+from mae_nas.runs.canvas import ARCHITECTURE, MUTED, WEIGHT
+from mae_nas.search.collapse import mean_skips
+
+KEYS = ("space._target_", "decoder.upsample", "mask.ratio")
+ARMS = {"nearest": "hierarchical", "shuffle": "simmim"}
+COLOURS = {"nearest": WEIGHT, "shuffle": ARCHITECTURE}
+PAPER = {
+    "shuffle": {0.2: 8, 0.4: 6, 0.6: 2, 0.8: 1},
+    "nearest": dict.fromkeys((0.2, 0.4, 0.6, 0.8), 1),
+}
+"""Skips in S0 as the paper prints them, after a whole search."""
+
+
+def skips_of(records: Sequence[Record]) -> list[int]:
+    """Of the normal cell, by seed."""
+    return [record["skip_counts"]["normal"] for record in records]
+
+
+def space_of(name: str) -> spaces.SearchSpace:
+    """`mae_nas.spaces.S0` as the space itself."""
+    return getattr(spaces, name.rpartition(".")[2])()
+
+
+def tables(records: Sequence[Record]) -> str:
+    """A row for each space, decoder and ratio, then the decoders against each other."""
+    groups = grouped(records, *KEYS)
+    rows, contrasts = [], []
+    for (space, upsample, ratio), same in groups.items():
+        skips = skips_of(same)
+        chance = space_of(space)
+        rows.append(
+            (
+                space.rpartition(".")[2],
+                ARMS[upsample],
+                ratio,
+                " ".join(map(str, skips)),
+                spread(skips),
+                f"{mean_skips(chance, 'normal'):.2f}",
+                f"{against_chance(chance, skips):.3f}",
+                spread([record["final"]["held_out_loss"] for record in same], 3),
+                " ".join(str(stable_since(record)) for record in same),
+                PAPER[upsample][ratio] if space.endswith("S0") else "–",
+            )
+        )
+        others = groups.get((space, "nearest", ratio))
+        if upsample == "shuffle" and others:
+            difference = compared(skips, skips_of(others))
+            contrasts.append((space.rpartition(".")[2], ratio, len(skips), difference))
+    head = ("space", "decoder", "ratio", "skips by seed", "mean ± sd", "chance", "p, chance")
+    head += ("held-out loss", "skips unchanged since step", "paper's skips")
+    return (
+        "# Skips in the normal cell, of 8\n\n"
+        + costs(records)
+        + "\n"
+        + table(head, rows)
+        + "\nsimmim less hierarchical, seeds drawn again (95 %), exact permutation test:\n\n"
+        + table(("space", "ratio", "seeds", "difference"), contrasts)
+    )
+
+
+def results(records: Sequence[Record]) -> str:
+    """The README's lines: the paper's skips beside ours."""
+    rows = []
+    for (space, upsample, ratio), same in grouped(records, *KEYS).items():
+        if space.endswith("S0"):
+            skips = skips_of(same)
+            p = against_chance(space_of(space), skips)
+            told = "as chance" if p >= SIGNIFICANCE else "not chance"
+            rows.append(
+                (ARMS[upsample], ratio, PAPER[upsample][ratio], spread(skips), len(skips), told)
+            )
+    head = ("decoder", "mask ratio", "skips, paper", "skips, here", "seeds", "against chance (8/7)")
+    return table(head, rows)
+
+
+@canvas.styled
+def draw(records: Sequence[Record], folder: Path) -> None:
+    """Skips over the ratio, every seed a dot; and over the steps, the mean of each arm."""
+    names = sorted({record["config"]["space"]["_target_"] for record in records})
+    figure = Figure(figsize=(9.5, 3.4 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), 2, squeeze=False)
+    for (by_ratio, by_step), name in zip(panels, names, strict=True):
+        chance, short = mean_skips(space_of(name), "normal"), name.rpartition(".")[2]
+        here = [r for r in records if r["config"]["space"]["_target_"] == name]
+        for upsample, arm in ARMS.items():
+            colour = COLOURS[upsample]
+            groups = {
+                ratio: same
+                for (kind, ratio), same in grouped(here, *KEYS[1:]).items()
+                if kind == upsample
+            }
+            means = [np.mean(skips_of(same)) for same in groups.values()]
+            by_ratio.plot(list(groups), means, color=colour, lw=2, label=arm)
+            for ratio, same in groups.items():
+                apart = np.linspace(-0.02, 0.02, len(same)) if len(same) > 1 else [0.0]
+                by_ratio.plot(
+                    ratio + np.asarray(apart), skips_of(same), "o", color=colour, ms=4, alpha=0.6
+                )
+            if short == "S0":
+                by_ratio.plot(*zip(*PAPER[upsample].items(), strict=True), "x", color=colour, ms=8)
+            for ratio, same in list(groups.items())[:: max(1, len(groups) - 1)]:
+                course = [record["course"] for record in same]
+                steps = course[0]["step"]
+                mean = np.mean([c["skips_normal"][: len(steps)] for c in course], axis=0)
+                style = "-" if ratio == min(groups) else ":"
+                by_step.plot(
+                    steps, mean, style, color=colour, lw=2, label=f"{arm}, ratio {ratio:g}"
+                )
+        for panel in (by_ratio, by_step):
+            panel.axhline(chance, color=MUTED, lw=1, ls="--")
+            panel.set(ylim=(-0.4, 8.4), ylabel="skips of 8")
+        by_ratio.set(title=f"{short}: after the last step", xlabel="mask ratio")
+        by_step.set(title=f"{short}: mean over seeds", xlabel="step")
+        by_ratio.legend()
+        by_step.legend()
+    figure.supxlabel(
+        "dots: seeds; dashed: chance; crosses: the paper's, after a whole search",
+        fontsize=9,
+        color=MUTED,
+    )
+    canvas.save(figure, folder / "skips.png")
