@@ -1,24 +1,136 @@
-import logging
-from types import SimpleNamespace
-from unittest.mock import Mock
+"""One page about runs: whole, without anything from elsewhere, and with every text escaped."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from mae_nas.cli.report import announce
-from mae_nas.masking import Masking
+from mae_nas.cli.main import main
+from mae_nas.cli.report import PICTURES
+
+HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m"
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
-def test_a_strangers_file_name_is_shown_and_not_obeyed(caplog: pytest.LogCaptureFixture) -> None:
-    counts = dict.fromkeys(("images", "channels", "weights", "architecture", "held_out"), 3)
-    skipped = [{"file": "\x1b[2J.png", "reason": "forged\nline"}]
-    data = Mock(side=32, describe=lambda: {**counts, "side": 32, "skipped_files": skipped})
-    run = SimpleNamespace(
-        config={"left_out": [], "trainer": {"precision": "32-true"}},
-        data=data,
-        parts=SimpleNamespace(masking=Masking()),
-        module=SimpleNamespace(epochs=1, steps_per_epoch=1),
-        yardsticks={},
+class Seen(HTMLParser):
+    """The elements, with their attributes, and the texts of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts += [data.strip()] if data.strip() else []
+
+    @property
+    def addresses(self) -> list[str]:
+        return [a[k] or "" for _, a in self.elements for k in ("src", "href", "srcset") if k in a]
+
+
+def a_run(folder: Path, **others: object) -> Path:
+    (folder / "plots").mkdir(parents=True)
+    config = {"mask": {"ratio": 0.2}, "space": {"_target_": "mae_nas.spaces.S0"}, "seed": 7}
+    (folder / "config.json").write_text(
+        json.dumps({"format": "mae_nas.config/1", "config": config})
     )
-    with caplog.at_level(logging.INFO, "mae_nas"):
-        announce(run)  # type: ignore[arg-type]
-    assert r"skipped \x1b[2J.png: forged\nline" in caplog.messages
+    summary = {
+        "state": "finished",
+        "skip_chance": {"normal": {"mean": 1.14}, "reduce": {"mean": 1.14}},
+        "yardsticks": {"constant": 0.8},
+        "overrides": ["mask.ratio=0.2", "name=a b"],
+        "wall_seconds": 3725.2,
+        **others,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
+    reading = {"step": 40, "verdict": "ok", "held_out_loss": 0.5, "skips": {"normal": 3}}
+    (folder / "genotype.json").write_text(json.dumps(reading))
+    for name in PICTURES:
+        (folder / "plots" / f"{name}.svg").write_text(SVG)
+    return folder
+
+
+def test_a_page_holds_everything_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = a_run(tmp_path / "run")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    page = Seen((run / "report.html").read_text())
+    assert {address.partition(":")[0] for address in page.addresses} == {"data"}
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == len(PICTURES)
+    assert "script" not in {tag for tag, _ in page.elements}
+    facts = dict(zip(page.texts, page.texts[1:], strict=False))
+    assert facts["verdict"] == "ok"
+    assert facts["normal cell, skips"] == "3 (chance 1.14)"
+    assert facts["loss of constant"] == "0.8"
+    assert facts["wall time"] == "1:02:05"
+    assert facts["mask ratio"] == "0.2"
+    assert facts["To repeat it"] == "mae-nas search mask.ratio=0.2 'name=a b'"
+    assert "Not there, or not readable:" not in page.texts
+
+
+def test_texts_from_a_stranger_are_shown_as_text(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "<b>run</b>", state=HOSTILE, reason=HOSTILE, overrides=[HOSTILE])
+    (run / "summary.json").write_text(
+        json.dumps({**json.loads((run / "summary.json").read_text()), "backend": HOSTILE})
+    )
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "sweep.csv").write_text(f'job,reason\n0,"{HOSTILE.replace(chr(34), "")}"\n')
+    output = tmp_path / "page.html"
+    assert main(["report", str(run), str(sweep), f"output={output}"]) == 0
+    text = output.read_text()
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "\x1b" not in text
+    shown = html.unescape(re.sub(r"<[^>]*>", "", text))
+    assert shown.count("<script>alert(1)</script>") >= 4
+
+
+def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "summary.json").write_text('{"state": "fin')
+    (run / "plots" / "alpha.svg").unlink()
+    assert main(["report", str(run)]) == 0
+    page = Seen((run / "report.html").read_text())
+    (summary,) = [text for text in page.texts if text.startswith("summary.json: ")]
+    assert "not valid JSON" in summary or "JSON" in summary
+    assert "alpha.svg: No such file or directory" in page.texts
+    assert "3 (chance –)" in page.texts
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["report", str(empty)]) == 0
+    missing = Seen((empty / "report.html").read_text()).texts
+    assert "sweep.csv: No such file or directory" in missing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "which run or sweep?"), (["nowhere"], "nowhere: not a folder"), (["a=b"], "takes")],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_finished_run_and_a_sweep_give_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["data=synthetic", "data.side=16", "space=s2", "supernet.width=2", "supernet.depth=3"]
+    quick = ["trainer.max_steps=2", "trainer.preflight=false", "data.batch_size=4"]
+    assert main(["search", *small, *quick, "hydra.run.dir=run"]) == 0
+    assert main(["report", "run"]) == 0
+    page = Seen(Path("run/report.html").read_text())
+    assert "Not there, or not readable:" not in page.texts
+    assert "mae_nas.spaces.S2" in page.texts

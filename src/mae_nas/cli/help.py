@@ -10,6 +10,7 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
   mae-nas search -m KEY=A,B ...      a sweep: a search for each value
   mae-nas runs [FOLDER]              what became of the searches in a folder
+  mae-nas report FOLDER...           runs or sweeps as one page
   mae-nas draw genotype=...          a picture of a genotype
   mae-nas inspect FOLDER             what a folder of images holds, and how to search on it
   mae-nas bench search               how fast a step is, in several ways side by side

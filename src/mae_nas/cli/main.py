@@ -200,5 +200,5 @@ def _complain(error: ValueError | OSError | MemoryError) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": _search,
-    **{name: partial(_answer, name) for name in ("inspect", "runs", "draw", "bench")},
+    **{name: partial(_answer, name) for name in ("inspect", "runs", "report", "draw", "bench")},
 }

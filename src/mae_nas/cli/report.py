@@ -1,159 +1,224 @@
-"""What a search says of itself: at its start, at its end, and when something goes wrong."""
+"""`mae-nas report`: runs and sweeps as one page that needs nothing else to be read."""
 
-import logging
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from typing import cast
+import base64
+import csv
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.resources import files
+from pathlib import Path
 
-import torch
+from jinja2 import Environment
 
-from mae_nas.cli.assemble import Run
-from mae_nas.cli.launch import way_on
-from mae_nas.cli.preflight import out_of_memory
-from mae_nas.ranks import RanksDifferError
-from mae_nas.runs.callbacks import Clock, Readings, verdict_line
-from mae_nas.runs.files import write_json
-from mae_nas.runs.listing import printable
-from mae_nas.runs.measure import is_out_of_memory, peak_memory
-from mae_nas.runs.records import describe_device, network_costs, search_record
-from mae_nas.runs.resume import config_hash
-from mae_nas.search import NonFiniteLossError
+from mae_nas.cli.arguments import read_arguments
+from mae_nas.keys import ABSENT, find, leaves
+from mae_nas.runs.files import read_json, write_text
+from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import look, printable
 
-log = logging.getLogger("mae_nas")
+USAGE = """\
+mae-nas report RUN|SWEEP... [output=FILE]
+
+One HTML file about runs, or sweeps with their table: what was searched, verdict beside chance,
+cells, alpha, losses beside yardsticks, reconstructions, costs, environment and the command to
+repeat it. It holds its pictures; it needs no network and no JavaScript.
+  output   default: report.html in the first folder
+"""
+
+PICTURES = {
+    "cells": "The cells found",
+    "alpha": "α: the mixing weights of every edge, kept ones framed",
+    "alpha_history": "α over the search",
+    "losses": "Losses, beside predictors that learn nothing",
+    "reconstructions": "Held-out images: whole, masked, predicted, and put together",
+}
+SWEEP_PICTURE = "sweep"
+SEARCHED = {
+    "space": "space._target_",
+    "relaxation": "relaxation._target_",
+    "decoder": "decoder._target_",
+    "taps": "decoder.taps",
+    "upsampling": "decoder.upsample",
+    "mask ratio": "mask.ratio",
+    "patch size, pixels": "mask.patch_size",
+    "masking": "mask.mode",
+    "target": "objective.target",
+    "images from": "data._target_",
+    "batch": "data.batch_size",
+    "supernet's width": "supernet.width",
+    "supernet's depth": "supernet.depth",
+    "seed": "seed",
+}
+COSTS = {
+    "steps": "final.step",
+    "wall time": "wall_seconds",
+    "images per second": "images_per_second",
+    "share of time waiting for data": "waiting_share",
+    "peak memory, bytes": "peak_memory_bytes",
+    "supernet, parameters": "costs.supernet.parameters",
+    "supernet, multiply-adds an image": "costs.supernet.multiply_adds",
+    "decoder, parameters": "costs.decoder.parameters",
+    "decoder, multiply-adds an image": "costs.decoder.multiply_adds",
+}
+PAPER = (
+    "The paper (Table 3, CIFAR-10, whole searches): with the hierarchical decoder 1 skip at mask "
+    "ratios .2, .4, .6 and .8; without it 8, 6, 2 and 1. Table 2: errors of 2.71 to 2.79 % over "
+    "ratios and patch sizes. These are the paper's numbers, not measured here."
+)
 
 
-def announce(run: Run) -> None:
-    """What is about to be done, in a few lines."""
-    if run.config["left_out"]:
-        log.warning("not the whole experiment: %s", "; ".join(run.config["left_out"]))
-    facts, masking = run.data.describe(), run.parts.masking
-    log.info(
-        "%s images of %d × %d, %d channels: %s for weights, %s for architecture, %s held out",
-        *(facts["images"], facts["side"], facts["side"], facts["channels"]),
-        *(facts["weights"], facts["architecture"], facts["held_out"]),
+@dataclass(frozen=True)
+class Section:
+    """A run or a sweep, in texts and pictures; what is not there is said in `missing`."""
+
+    title: str
+    facts: Mapping[str, Mapping[str, str]]  # by heading
+    head: Sequence[str]  # of a table
+    rows: Sequence[Sequence[str]]
+    pictures: Sequence[tuple[str, str]]  # caption, and the picture itself as an address
+    notes: Sequence[str]
+    missing: Sequence[str]
+    command: str = ""
+
+
+def report(arguments: Sequence[str]) -> str:
+    """Write the page, and say where."""
+    given = read_arguments("report", arguments, {"output": ""}, folders=len(arguments))
+    if not given.folders:
+        raise ValueError("report: which run or sweep? mae-nas report FOLDER...")
+    folders = [Path(folder) for folder in given.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: not a folder of a run or of a sweep")
+    output = Path(given.options["output"] or folders[0] / "report.html")
+    write_text(output, page([section for folder in folders for section in _sections(folder)]))
+    return f"report: {output}"
+
+
+def page(sections: Sequence[Section]) -> str:
+    """The page; every text in it is escaped."""
+    template = files("mae_nas.cli").joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, finalize=_printable, trim_blocks=True, lstrip_blocks=True
     )
-    skipped = cast("list[dict[str, str]]", facts["skipped_files"])
-    for entry in skipped[:5]:
-        log.warning("skipped %s: %s", printable(entry["file"]), printable(entry["reason"]))
-    if skipped:
-        log.warning("%d files skipped; summary.json names them all", len(skipped))
-    log.info(
-        "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps; precision %s",
-        *(masking.ratio, masking.effective_ratio(run.data.side)),
-        *(masking.patch_size, masking.patch_size, masking.mode),
-        *(run.module.epochs, run.module.steps_per_epoch, run.config["trainer"]["precision"]),
+    return environment.from_string(template).render(sections=sections)
+
+
+def _printable(value: object) -> object:
+    return printable(value) if isinstance(value, str) else value
+
+
+def _sections(folder: Path) -> Iterator[Section]:
+    if (folder / "sweep.csv").exists() or not (folder / "config.json").exists():
+        yield _sweep(folder)
+    else:
+        yield _run(folder)
+
+
+def _sweep(folder: Path) -> Section:
+    missing: list[str] = []
+    rows = _table(folder / "sweep.csv", missing)
+    return Section(
+        title=f"Sweep {folder.name}",
+        facts={},
+        head=rows[0] if rows else (),
+        rows=rows[1:],
+        pictures=_pictures(folder, {SWEEP_PICTURE: "Skips and loss over the swept axes"}, missing),
+        notes=[PAPER],
+        missing=missing,
     )
-    if run.yardsticks:
-        log.info("loss of predictors that learn nothing: %s", yardstick_words(run.yardsticks))
 
 
-def yardstick_words(yardsticks: Mapping[str, float]) -> str:
-    """Yardsticks as "constant 0.842, visible mean 0.714"."""
-    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in yardsticks.items())
-
-
-def explain(error: RuntimeError | MemoryError | OSError, run: Run) -> str | None:
-    """What went wrong in one line; None if it is a mistake in the code, which a traceback tells."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    first, last = lines[0], lines[-1]  # of a loader process's error, the whole traceback
-    if is_out_of_memory(error):
-        return out_of_memory(run)
-    if first.startswith("DataLoader worker"):
-        return f"a loader process has died, perhaps for want of memory: {first}{onward(run)}"
-    if isinstance(error, torch.distributed.DistError) or "gloo" in first:
-        what = first.partition("] ")[2].partition(". ")[0] or first  # not where in gloo's source
-        return f"another rank has ended, and with it the search: {what}{onward(run)}"
-    known = isinstance(error, NonFiniteLossError | RanksDifferError | OSError)
-    return last if known else None
-
-
-def onward(run: Run) -> str:
-    """How a search that has ended goes on, as the end of a line; nothing if from the start."""
-    checkpoint = run.folder.checkpoint
-    return f"; resume=auto continues from {checkpoint}" if checkpoint.exists() else ""
-
-
-def _images_a_step(run: Run, steps: int) -> float:
-    """On average: one batch for w in every step, and one for α in those after the warm-up."""
-    warm = min(run.module.arch_start, steps)
-    return run.data.batch_size * (2 - warm / max(steps, 1))
-
-
-@contextmanager
-def recorded(run: Run) -> Iterator[None]:
-    """Until the record of this search is written, no earlier one; an exception leaves one too."""
-    run.folder.summary.unlink(missing_ok=True)
+def _table(path: Path, missing: list[str]) -> list[list[str]]:
     try:
-        yield
-    except Exception as error:
-        # Of a loader process's error, the message ends with the original one.
-        record_failure(run, f"{type(error).__name__}: {error}".splitlines()[-1])
-        raise
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        missing.append(f"{path.name}: {_why(error)}")
+        return []
 
 
-def record_failure(run: Run, reason: str) -> None:
-    """Write the record of a search that ended out of order, for `reason`."""
-    with suppress(OSError):  # it may be the disk
-        facts = {"name": run.config["name"], "state": "failed", "reason": reason}
-        write_json(run.folder.summary, {**facts, "config": run.config})
-
-
-def finish(
-    run: Run,
-    origin: Mapping[str, object],
-    readings: Readings,
-    clock: Clock,
-    device: torch.device,
-) -> dict[str, object]:
-    """Write the record, and say where everything is and what the verdict is.
-
-    Args:
-        run: that has ended.
-        origin: what it was started from, taken before it began.
-        readings: of the run.
-        clock: of the run.
-        device: that it ran on.
-    """
-    data, masking, last = run.data.describe(), run.parts.masking, readings.readings[-1]
-    state = "finished" if readings.is_complete else "stopped"
-    record = {
-        "name": run.config["name"],
-        "state": "collapsed" if readings.has_stopped_search else state,
-        **search_record(readings.readings, run.folder, run.parts.space),
-        "seed": run.config["seed"],
-        "device": describe_device(device),
-        "wall_seconds": clock.total,
-        "images_per_second": _images_a_step(run, last.step) / max(clock.seconds_per_step, 1e-9),
-        "waiting_share": clock.waiting_share,
-        "peak_memory_bytes": peak_memory(device),
-        "preflight": run.cost and asdict(run.cost),
-        "backend": run.module.supernet.implementation,
-        "yardsticks": run.yardsticks,
-        "beats_yardsticks": last.held_out_loss < min(run.yardsticks.values(), default=math.inf),
-        "mask_ratio": {
-            "nominal": masking.ratio,
-            "effective": masking.effective_ratio(run.data.side),
-        },
-        "costs": network_costs(run.module, run.data),
-        "skipped_files": data.pop("skipped_files"),
-        "data": data,
-        "epochs": run.module.epochs,
-        "steps_per_epoch": run.module.steps_per_epoch,
-        "config": run.config,
-        "config_hash": config_hash(run.config),
-        **origin,
+def _run(path: Path) -> Section:
+    folder, missing = RunFolder(path), list[str]()
+    state = look(path)
+    config = find(_read(folder.config, missing), "config")
+    summary = _read(folder.summary, missing)
+    reading = _read(folder.genotype, missing)
+    skips = {
+        f"{kind} cell, skips": f"{_said(reading, f'skips.{kind}')} "
+        f"(chance {_said(summary, f'skip_chance.{kind}.mean')})"
+        for kind in ("normal", "reduce")
     }
-    write_json(run.folder.summary, record)
-    log.info("%s", verdict_line(last))
-    log.info("held-out loss %.4f after %d steps", last.held_out_loss, last.step)
-    if not record["beats_yardsticks"]:
-        missed = {k: v for k, v in run.yardsticks.items() if last.held_out_loss >= v}
-        log.warning("no better than %s: nothing learned yet", yardstick_words(missed))
-    log.info("genotype   %s", run.folder.genotype)
-    log.info("pictures   %s: cells.png, alpha.png, losses.png, …", run.folder.plots)
-    log.info("summary    %s", run.folder.summary)
-    if record["state"] == "stopped":
-        log.info("to go on   %s", way_on(run.folder.path))
-    return record
+    losses = {"held-out loss": _said(reading, "held_out_loss")}
+    losses |= {
+        f"loss of {name.replace('_', ' ')}": _said(value, "")
+        for name, value in leaves(find(summary, "yardsticks"))
+        if name
+    }
+    verdict = {"state": state.state, "verdict": _said(reading, "verdict")}
+    verdict |= {"at step": _said(reading, "step")} | ({"why": state.reason} if state.reason else {})
+    overrides = find(summary, "overrides")
+    words = [str(word) for word in overrides] if isinstance(overrides, list) else []
+    return Section(
+        title=f"Run {path.name}",
+        facts={
+            "Result": {**verdict, **skips, **losses},
+            "What was searched": {name: _said(config, key) for name, key in SEARCHED.items()},
+            "Cost": {name: _said(summary, key) for name, key in COSTS.items()},
+            "Environment": {
+                "backend": _said(summary, "backend"),
+                "device": _said(summary, "device.name"),
+                "threads": _said(summary, "device.threads"),
+                "commit": _said(summary, "git.commit"),
+                **{name: _said(value, "") for name, value in leaves(find(summary, "versions"))},
+            },
+        },
+        head=(),
+        rows=(),
+        pictures=_pictures(folder.plots, PICTURES, missing),
+        notes=(),
+        missing=missing,
+        command=shlex.join(["mae-nas", "search", *words]) if words else "",
+    )
+
+
+def _pictures(
+    folder: Path, captions: Mapping[str, str], missing: list[str]
+) -> list[tuple[str, str]]:
+    """Of SVG where there is one: as an image, in which a browser runs no script."""
+    found = []
+    for name, caption in captions.items():
+        file = folder / f"{name}.svg"
+        try:
+            content = base64.b64encode(file.read_bytes()).decode()
+        except OSError as error:
+            missing.append(f"{file.name}: {_why(error)}")
+        else:
+            found.append((caption, f"data:image/svg+xml;base64,{content}"))
+    return found
+
+
+def _read(path: Path, missing: list[str]) -> object:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        missing.append(f"{path.name}: {_why(error)}")
+        return None
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _said(tree: object, key: str) -> str:
+    value = find(tree, key)
+    if value is ABSENT or value is None:
+        return "–"
+    if key == "wall_seconds" and isinstance(value, int | float):
+        return str(timedelta(seconds=round(value)))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    return str(value)

@@ -9,12 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mae_nas.cli import launch
+from mae_nas.cli.announce import announce, explain, finish, onward, record_failure, recorded
 from mae_nas.cli.assemble import Config, Run, data_hash, prepare
 from mae_nas.cli.build import build
 from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, stopped_by
 from mae_nas.cli.logs import Terminal, logging_to
 from mae_nas.cli.preflight import preflight
-from mae_nas.cli.report import announce, explain, finish, onward, record_failure, recorded
 from mae_nas.runs.callbacks import (
     Checkpoints,
     Clock,
