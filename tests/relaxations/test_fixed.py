@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mae_nas.backbone import CELL_KINDS
-from mae_nas.derivation import derive
 from mae_nas.genotype import PUBLISHED, Genotype
 from mae_nas.relaxations import Fixed, Mixture
 from mae_nas.spaces import S0, S1, S2, SearchSpace
+from mae_nas.spaces.derivation import derive
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
 
 

@@ -4,10 +4,10 @@ import torch
 from numpy.typing import NDArray
 
 from mae_nas.backbone import CELL_KINDS
-from mae_nas.derivation import choose, derive
 from mae_nas.genotype import PUBLISHED
 from mae_nas.relaxations import DARTS
 from mae_nas.spaces import S0, S1, S2, S3, S4, SearchSpace
+from mae_nas.spaces.derivation import choose, derive
 
 Found = list[tuple[str, int, int]]
 

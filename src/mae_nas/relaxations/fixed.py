@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from mae_nas.backbone import CELL_KINDS
-from mae_nas.derivation import derive
 from mae_nas.genotype import Genotype, read_genotype
 from mae_nas.randomness import Purpose, derive_key
 from mae_nas.relaxations.base import Mixture, Relaxation
 from mae_nas.spaces import SearchSpace
+from mae_nas.spaces.derivation import derive
 from mae_nas.spaces.primitives import PRIMITIVES, Primitive
 
 _RANDOM, _NONE = "random:", "none"

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mae_nas.derivation import choose
 from mae_nas.randomness import Purpose, derive_key
 from mae_nas.spaces import SearchSpace
+from mae_nas.spaces.derivation import choose
 
 Verdict = Literal["ok", "warning", "collapsed"]
 DRAWS = 20_000

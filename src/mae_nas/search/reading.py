@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mae_nas.batch import Batch
-from mae_nas.derivation import derive
 from mae_nas.genotype import Genotype
 from mae_nas.search.collapse import Verdict, chance_at_least, judge, mean_skips
 from mae_nas.search.module import SearchModule
 from mae_nas.spaces import SearchSpace
+from mae_nas.spaces.derivation import derive
 
 
 @dataclass(frozen=True)
