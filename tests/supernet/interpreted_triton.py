@@ -15,7 +15,7 @@ from mae_nas.masking import Masking
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
 from mae_nas.supernet import FusedCell
-from mae_nas.supernet.depthwise import Form, choose, plain, triton, triton_launch
+from mae_nas.supernet.depthwise import Convolutions, Form, choose, plain, triton, triton_launch
 from mae_nas.supernet.sites import Sites, sites_at
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
@@ -58,10 +58,9 @@ def passes(
     wide = [torch.zeros(sites[1].rows, (2 + e) * channels).to(x) for e in range(len(owners))]
     out = [matrix[:, channels : 2 * channels] for matrix in wide]
     gradients = [torch.cat([g, g, g], 1)[:, channels : 2 * channels] for g in sent]
-    inputs, to_x = [x[o] for o in owners], torch.ones_like(x)
-    into = [to_x[o] for o in owners]
-    forward(form, inputs, weight, shift, *sites, out)
-    to_weight = backward(form, inputs, weight, *sites, gradients, into, True)
+    edges, to_x = Convolutions(form, [x[o] for o in owners], weight, *sites), torch.ones_like(x)
+    forward(edges, shift, out)
+    to_weight = backward(edges, gradients, [to_x[o] for o in owners], True)
     assert all((matrix[:, :channels] == 0).all() for matrix in wide)
     assert all((matrix[:, 2 * channels :] == 0).all() for matrix in wide)
     return [*out, *to_x.unbind(), to_weight]
@@ -112,16 +111,16 @@ def test_each_type_passes_the_comparison_of_first_use(dtype: torch.dtype) -> Non
 
 
 def test_shift_and_gradient_of_taps_can_be_left_out() -> None:
-    form, sites = Form(3, 1, 1), sites_of(Form(3, 1, 1), "dense")
+    sites = sites_of(Form(3, 1, 1), "dense")
     x, out = torch.randn(2, sites[0].rows, 8, device=DEVICE).double()
     weight = torch.randn(1, 3, 3, 8, device=DEVICE).double()
-    triton_launch.compute(form, [x], weight, None, *sites, [out])
+    edges = Convolutions(Form(3, 1, 1), [x], weight, *sites)
+    triton_launch.compute(edges, None, [out])
     expected = torch.empty_like(out)
-    plain.forward(form, [x], weight, None, *sites, [expected])
+    plain.forward(edges, None, [expected])
     assert (out - expected).abs().max() < 1e-12
-    rest = form, [x], weight, *sites, [expected]
-    assert triton_launch.differentiate(*rest, [out], False) is None
-    plain.backward(*rest, [added := torch.zeros_like(x)], False)
+    assert triton_launch.differentiate(edges, [expected], [out], False) is None
+    plain.backward(edges, [expected], [added := torch.zeros_like(x)], False)
     assert (out - expected - added).abs().max() < 1e-12
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_nas.masking import Masking
-from mae_nas.supernet.depthwise import Form, PoolFunction, cpp, plain
+from mae_nas.supernet.depthwise import Convolutions, Form, PoolFunction, Pools, cpp, plain
 from mae_nas.supernet.sites import Sites, sites_at
 
 FORMS = [Form(*shape) for shape in product((3, 5), (1, 2), (1, 2))]
@@ -62,23 +62,24 @@ def test_outputs_and_gradients_equal_a_sum_over_taps(
     if form.stride == 2 and (height % 2 or width % 2):
         pytest.skip("cells halve even sides only")
     source, target = sites_of(form, patch, height, width)
-    edges = 3
-    weight = torch.randn(edges, form.kernel, form.kernel, channels, dtype=torch.float64)
-    shift = torch.randn(edges, channels, dtype=torch.float64)
+    count = 3
+    weight = torch.randn(count, form.kernel, form.kernel, channels, dtype=torch.float64)
+    shift = torch.randn(count, channels, dtype=torch.float64)
     one = torch.randn(source.rows, channels, dtype=torch.float64)
-    x = [one] * edges if is_shared else [torch.randn_like(one) for _ in range(edges)]
+    x = [one] * count if is_shared else [torch.randn_like(one) for _ in range(count)]
+    edges = Convolutions(form, x, weight, source, target)
     # Outputs and their gradients lie in columns of wider matrices, an edge's own width each.
-    out = [torch.zeros(target.rows, (2 + e) * channels).double() for e in range(edges)]
+    out = [torch.zeros(target.rows, (2 + e) * channels).double() for e in range(count)]
     columns = [m[:, channels : 2 * channels] for m in out]
-    backend.forward(form, x, weight, shift, source, target, columns)
+    backend.forward(edges, shift, columns)
 
     variables = [v.clone().requires_grad_() for v in (weight, *(x[:1] if is_shared else x))]
     leaf, *inputs = variables
-    maps = [source.as_map(v) for v in inputs] * (edges if is_shared else 1)
+    maps = [source.as_map(v) for v in inputs] * (count if is_shared else 1)
     expected = [
         target.as_rows(by_taps(m, w, form)) for m, w in zip(maps, leaf.unbind(), strict=True)
     ]
-    for e in range(edges):
+    for e in range(count):
         assert (columns[e] - (expected[e] - shift[e])).abs().max() < 1e-12
         assert (out[e][:, :channels] == 0).all()
         assert (out[e][:, 2 * channels :] == 0).all()
@@ -88,13 +89,13 @@ def test_outputs_and_gradients_equal_a_sum_over_taps(
     loss = torch.stack([(y * g).sum() for y, g in zip(expected, sent, strict=True)]).sum()
     wanted = torch.autograd.grad(loss, variables)
     to_x = [torch.ones_like(v) for v in (x[:1] if is_shared else x)]  # it is added to
-    into = to_x * (edges if is_shared else 1)
-    to_weight = backend.backward(form, x, weight, source, target, sent, into, True)
+    into = to_x * (count if is_shared else 1)
+    to_weight = backend.backward(edges, sent, into, True)
     for ours, theirs in zip([to_weight, *(t - 1 for t in to_x)], wanted, strict=True):
         assert (ours - theirs).abs().max() < 1e-11
     again = [torch.ones_like(v) for v in to_x]
-    into = again * (edges if is_shared else 1)
-    assert backend.backward(form, x, weight, source, target, sent, into, False) is None
+    into = again * (count if is_shared else 1)
+    assert backend.backward(edges, sent, into, False) is None
     assert all(map(torch.equal, again, to_x))
 
 
@@ -117,22 +118,22 @@ def test_threads_share_the_images_and_give_the_same_bits_twice(threads: int) -> 
         pytest.skip("no C++ compiler")
     form, (source, target) = Form(5, 1, 1), sites_of(Form(5, 1, 1), None, 16, 16)
     x, g = torch.randn(source.rows, 8), torch.randn(target.rows, 8)
-    weight = torch.randn(1, 5, 5, 8)
+    edges = Convolutions(form, [x], torch.randn(1, 5, 5, 8), source, target)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         found = []
         for _ in range(2):
             to_x = torch.zeros_like(x)
-            to_weight = cpp.backward(form, [x], weight, source, target, [g], [to_x], True)
+            to_weight = cpp.backward(edges, [g], [to_x], True)
             assert to_weight is not None
             found.append((to_x, to_weight))
     finally:
         torch.set_num_threads(before)
     assert all(map(torch.equal, *found))
     exact = torch.zeros_like(x, dtype=torch.float64)
-    wide = (weight.double(), source, target, [g.double()], [exact], True)
-    reference = plain.backward(form, [x.double()], *wide)
+    wide = edges._replace(x=[x.double()], weight=edges.weight.double())
+    reference = plain.backward(wide, [g.double()], [exact], True)
     assert (found[0][1] - reference).abs().max() < 1e-3
     assert (found[0][0] - exact).abs().max() < 1e-4
 
@@ -149,16 +150,14 @@ def test_pools_equal_torchs(
     source, target = sites_of(Form(3, 1, stride), patch, 16, 16)
     x = torch.randint(-3, 3, (source.rows, 12)).to(dtype)  # many are equal: the first wins
     x[5, 3] = torch.nan
-    where = (source, target)
-    ours, theirs = (backend.pool(kinds, stride, x, *where) for backend in (cpp, plain))
+    pools = Pools(kinds, stride, x, source, target)
+    ours, theirs = (backend.pool(pools) for backend in (cpp, plain))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=0, equal_nan=True)
     # As a channels-first map of a single image would have it: rows next to each other.
     gradient = [torch.randn(12, target.rows, dtype=dtype).T for _ in kinds]
-    ours, theirs = (
-        backend.pool_backward(kinds, stride, x.nan_to_num(), *where, gradient)
-        for backend in (cpp, plain)
-    )
+    pools = pools._replace(x=x.nan_to_num())
+    ours, theirs = (backend.pool_backward(pools, gradient) for backend in (cpp, plain))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from mae_nas.spaces import S0, S1, S2, SearchSpace
 from mae_nas.spaces.primitives import Zero
 from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize, sites
 from mae_nas.supernet.depthwise import plain
-from mae_nas.supernet.separable import Setting, add_separable
+from mae_nas.supernet.separable import Setting, Sums, add_separable
 from mae_nas.supernet.sites import Sites
 
 Both = Callable[..., tuple[Supernet, Supernet]]
@@ -66,10 +66,11 @@ def test_sums_of_half_precision_do_not_overflow(both: Both) -> None:
     setting = Setting(here, here, plain, True)
     mixing = torch.full((2 * len(cell.edges),), 0.1)
     nodes = [torch.zeros(here.rows, 4, dtype=torch.half) for _ in range(4)]
+    sums = Sums(nodes, torch.zeros(4, 4))
     r = torch.ones(here.rows, 4, dtype=torch.half)
     with torch.no_grad():
-        nodes, lacking = add_separable(source, setting, r, mixing, nodes, torch.zeros(4, 4))
-    assert all(node.isfinite().all() for node in [*nodes, lacking])
+        add_separable(source, setting, r, mixing, sums)
+    assert all(each.isfinite().all() for each in [*sums.nodes, sums.lacking])
 
 
 def test_what_is_known_of_positions_serves_training_after_inference(both: Both) -> None:

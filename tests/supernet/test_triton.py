@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_nas.supernet.depthwise import Form, choose, plain, serving, triton
+from mae_nas.supernet.depthwise import Convolutions, Form, choose, plain, serving, triton
 from mae_nas.supernet.sites import Sites
 
 pytest.importorskip("triton", reason="torch came without triton, as it does for CPUs")
@@ -82,14 +82,15 @@ def sources(
     source, target = Sites(2, 8, 8, visible, packed), Sites(2, 8, 8, visible, packed)
     x = torch.empty(source.rows, channels, dtype=dtype)
     weight = torch.empty(1, form.kernel, form.kernel, channels, dtype=dtype)
+    edges = Convolutions(form, [x], weight, source, target)
     for name in ("correlate", "gather_taps"):
         kernel, recorder = getattr(triton_kernels, name), Recorder()
         with monkeypatch.context() as patch:
             patch.setattr(triton_kernels, "correlate", Recorder())
             patch.setattr(triton_kernels, "gather_taps", Recorder())
             patch.setattr(triton_kernels, name, recorder)
-            triton_launch.compute(form, [x], weight, None, source, target, [x])
-            triton_launch.differentiate(form, [x], weight, source, target, [x], [x], True)
+            triton_launch.compute(edges, None, [x])
+            triton_launch.differentiate(edges, [x], [x], True)
         for arguments, constants in recorder.calls:
             yield _source(kernel, arguments, constants)
 
@@ -147,15 +148,15 @@ def test_edges_of_a_form_share_a_launch(monkeypatch: pytest.MonkeyPatch) -> None
     correlate, gather = Recorder(), Recorder()
     monkeypatch.setattr(triton_kernels, "correlate", correlate)
     monkeypatch.setattr(triton_kernels, "gather_taps", gather)
-    sites, weight = Sites(1, 4, 4), torch.zeros(4, 3, 3, 8)
-    x = list(torch.zeros(4, 16, 8))
-    triton_launch.compute(Form(3, 1, 1), x, weight, None, sites, sites, x)
+    sites, x = Sites(1, 4, 4), list(torch.zeros(4, 16, 8))
+    edges = Convolutions(Form(3, 1, 1), x, torch.zeros(4, 3, 3, 8), sites, sites)
+    triton_launch.compute(edges, None, x)
     assert (len(correlate.calls), len(gather.calls)) == (1, 0)
     # Programs run at once, so a gradient that only some of the edges share takes several launches.
     for to_x, launches in ((x, 1), ([x[0]] * 4, 1), ([x[0], x[1], x[0], x[2]], 4)):
         correlate.calls.clear()
         gather.calls.clear()
-        triton_launch.differentiate(Form(3, 1, 1), x, weight, sites, sites, x, to_x, True)
+        triton_launch.differentiate(edges, x, to_x, True)
         assert (len(correlate.calls), len(gather.calls)) == (launches, 1)
 
 
@@ -178,12 +179,12 @@ def test_the_host_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernels, "correlate", Recorder())
     monkeypatch.setattr(triton_kernels, "gather_taps", Recorder())
     visible = (torch.arange(64).view(8, 8) % 2 == 0).expand(2, 1, 8, 8)
-    x, weight = torch.zeros(64, 8), torch.zeros(2, 3, 3, 8)
+    x, weight = [torch.zeros(64, 8)] * 2, torch.zeros(2, 3, 3, 8)
     with NoWaiting():
         sites = Sites(2, 8, 8, visible, 32)
-        triton_launch.compute(Form(3, 1, 1), [x] * 2, weight, None, sites, sites, [x] * 2)
-        rest = weight, sites, sites, [x] * 2, [x] * 2, True
-        triton_launch.differentiate(Form(3, 1, 1), [x] * 2, *rest)
+        edges = Convolutions(Form(3, 1, 1), x, weight, sites, sites)
+        triton_launch.compute(edges, None, x)
+        triton_launch.differentiate(edges, x, x, True)
         with pytest.raises(AssertionError, match="nonzero"):
             visible.nonzero()
 
@@ -275,10 +276,11 @@ def test_what_is_wrong_is_left_to_torch(
     before = torch.get_rng_state()
     for width in (8, 16, 8):  # another width would be another binary
         given = [x.repeat(1, width // 8)] * 2, weight.repeat(1, 1, 1, width // 8)
-        out = torch.empty(2, 72, width)
-        triton.forward(Form(3, 1, 1), *given, None, sites, sites, list(out))
-    triton.forward(Form(3, 1, 1), [x, x], weight, shift, sites, sites, list(found))
-    plain.forward(Form(3, 1, 1), [x, x], weight, shift, sites, sites, list(expected))
+        wider = Convolutions(Form(3, 1, 1), *given, sites, sites)
+        triton.forward(wider, None, list(torch.empty(2, 72, width)))
+    edges = Convolutions(Form(3, 1, 1), [x, x], weight, sites, sites)
+    triton.forward(edges, shift, list(found))
+    plain.forward(edges, shift, list(expected))
     assert torch.equal(found, expected)
     assert torch.equal(torch.get_rng_state(), before)
     assert serving(triton, Form(3, 1, 1)) is plain  # as a cell's `implementation` then says
@@ -295,8 +297,9 @@ def test_what_is_right_is_not_left_to_torch(
     monkeypatch.setattr(triton_launch, "compute", lambda *given: off_by(0, *given))
     monkeypatch.setattr(triton_launch, "differentiate", plain.backward)
     caplog.set_level(logging.INFO, "mae_nas")
-    weight, sites = torch.randn(1, 5, 5, 8), Sites(1, 4, 4)
-    assert triton._chosen(Form(5, 1, 1), weight, sites, sites)[0] is triton_launch.compute
+    sites = Sites(1, 4, 4)
+    edges = Convolutions(Form(5, 1, 1), [], torch.randn(1, 5, 5, 8), sites, sites)
+    assert triton._chosen(edges)[0] is triton_launch.compute
     assert not caplog.messages
 
 

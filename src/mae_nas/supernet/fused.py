@@ -23,7 +23,7 @@ from mae_nas.supernet.layers import Layer, SeparableGroup, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reduced import Reduction, add_reduced, corners
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
-from mae_nas.supernet.separable import Setting, add_separable
+from mae_nas.supernet.separable import Setting, Sums, add_separable
 from mae_nas.supernet.sites import Sites, matrix, sites_at, wide
 
 
@@ -157,20 +157,17 @@ class FusedCell(ReferenceCell):
         noise = self._noise(nodes[0], outer, inner)
         backend = depthwise.choose(nodes[0], self.compiles)
         self._backend = backend.NAME
-        # What the nodes that follow have received so far, and what each of their rows still lacks.
         width, following = self.spec.width, len(self.space.concat)
-        sums = [nodes[0].new_zeros(inner.rows, width) for _ in range(following)]
-        lacking = mixing.new_zeros(following, width)
+        empty = [nodes[0].new_zeros(inner.rows, width) for _ in range(following)]
+        sums = Sums(empty, mixing.new_zeros(following, width))
         for j, source in enumerate(self._sources):
             if j >= self.space.inputs:
-                node = sums[j - self.space.inputs] + lacking[j - self.space.inputs]
-                nodes.append(inner.masked(node.to(sums[0].dtype)))
+                node = sums.nodes[j - self.space.inputs] + sums.lacking[j - self.space.inputs]
+                nodes.append(inner.masked(node.to(nodes[0].dtype)))
                 positive.append(nodes[j].relu())
             here = outer if j < self.space.inputs else inner
             setting = Setting(here, inner, backend, self.training, self.recomputes, dtype)
-            sums, lacking = source.add_to(
-                sums, lacking, nodes[j], positive[j], mixing, setting, noise
-            )
+            source.add_to(sums, nodes[j], positive[j], mixing, setting, noise)
         return NodeState(nodes[self.space.inputs :], positive[self.space.inputs :], inner)
 
     def _noise(self, like: Tensor, outer: Sites, inner: Sites) -> Mapping[int, Tensor]:
@@ -217,22 +214,21 @@ class _Source:
 
     def add_to(
         self,
-        sums: Sequence[Tensor],
-        lacking: Tensor,
+        sums: Sums,
         h: Tensor,
         positive: Tensor,
         mixing: Tensor,
         setting: Setting,
         noise: Mapping[int, Tensor],
-    ) -> tuple[list[Tensor], Tensor]:
-        """Add all that leaves the node `h` to the sums, and to what they lack."""
-        source, target, sums = setting.source, setting.target, list(sums)
+    ) -> None:
+        """Add all that leaves the node `h` to the sums."""
+        source, target = setting.source, setting.target
         if self.separable is not None:
-            sums, lacking = add_separable(self.separable, setting, positive, mixing, sums, lacking)
+            add_separable(self.separable, setting, positive, mixing, sums)
         if self.reduction is not None:
-            sums, lacking = add_reduced(self.reduction, setting, positive, mixing, sums, lacking)
+            add_reduced(self.reduction, setting, positive, mixing, sums)
         for shared in self.shared:
-            sums, lacking = add_shared(shared, setting, h, mixing, sums, lacking)
+            add_shared(shared, setting, h, mixing, sums)
         for slot, choice, operation in self.others:
             y = noise.get(choice)
             if y is None:
@@ -240,8 +236,8 @@ class _Source:
                 with torch.autocast(h.device.type, setting.precision, enabled=is_half):
                     y = operation(source.as_map(h), source.visible, target.visible)
                 y = target.as_rows(y)
-            sums[slot] = sums[slot] + (mixing[choice].to(y.dtype) * y).to(sums[slot].dtype)
-        return sums, lacking
+            so_far = sums.nodes[slot]
+            sums.nodes[slot] = so_far + (mixing[choice].to(y.dtype) * y).to(so_far.dtype)
 
 
 def _by_edges(

@@ -10,15 +10,16 @@ they give is not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mae_nas.supernet.depthwise import PoolFunction, combining, pooling
+from mae_nas.supernet.depthwise import PoolFunction, Pools, combining, pooling
 from mae_nas.supernet.fold import Affine, Moments, Norms, PoolFold
-from mae_nas.supernet.separable import Setting
+from mae_nas.supernet.separable import Setting, Sums
 from mae_nas.supernet.sites import in_full_precision, index, wide
 
 
@@ -42,34 +43,13 @@ class Shared:
     norms: tuple[nn.BatchNorm2d, ...]
 
 
-def add_shared(
-    shared: Shared,
-    setting: Setting,
-    h: Tensor,
-    mixing: Tensor,
-    nodes: Sequence[Tensor],
-    lacking: Tensor,
-) -> tuple[list[Tensor], Tensor]:
-    """Add the operations' outputs to the nodes that they lead to.
+def add_shared(shared: Shared, setting: Setting, h: Tensor, mixing: Tensor, sums: Sums) -> None:
+    """Add the operations' outputs to the nodes that they lead to; arguments as `add_separable`'s.
 
-    Args:
-        shared: the operations.
-        setting: of the computation.
-        h: the node, (M, C); 0 at hidden rows.
-        mixing: weights of all candidates of the cell, flat.
-        nodes: per edge of the node the sum so far, (M', C); changed in place.
-        lacking: what each of their rows still lacks, (edges, C); changed in place.
-
-    Returns:
-        The nodes, and `lacking`.
+    The node itself, `h`, is read: before its ReLU.
     """
-    nodes = list(nodes)
     chosen = mixing[index(shared.choices, mixing.device)].view(-1, len(shared.slots))
-    here = [nodes[slot] for slot in shared.slots]
-    *here, lacking = _Shared.apply(shared, setting, chosen, lacking, h, *here)
-    for slot, node in zip(shared.slots, here, strict=True):
-        nodes[slot] = node
-    return nodes, lacking
+    sums.add(shared.slots, partial(_Shared.apply, shared, setting, chosen, h))
 
 
 class _Shared(torch.autograd.Function):
@@ -79,10 +59,10 @@ class _Shared(torch.autograd.Function):
         shared: Shared,
         setting: Setting,
         mixing: Tensor,
-        lacking: Tensor,
         h: Tensor,
-        *nodes: Tensor,
+        *rest: Tensor,
     ) -> tuple[Tensor, ...]:
+        *nodes, lacking = rest
         pools, mixer = len(shared.pools), combining(setting.backend)
         inputs = _mixed(shared, setting, h)
         scales = mixing[pools:, :, None].expand(-1, -1, lacking.shape[1])
@@ -98,7 +78,7 @@ class _Shared(torch.autograd.Function):
             lacking.index_add_(0, index(shared.slots, lacking.device), ctx.fold.bias.sum(0))
         scales = scales.to(h.dtype)
         mixer.combine(nodes, [inputs] * len(nodes), scales.transpose(0, 1), None, adds=True)
-        ctx.mark_dirty(lacking, *nodes)
+        ctx.mark_dirty(*nodes, lacking)
         ctx.save_for_backward(scales, h)
         ctx.shared, ctx.setting = shared, setting
         return (*nodes, lacking)
@@ -127,7 +107,7 @@ class _Shared(torch.autograd.Function):
         if len(inputs) > pools:  # skipped
             to_h = torch.zeros_like(h) if to_h is None else to_h
             mixer.combine([to_h], [to_nodes], scales[pools:], None, adds=True)
-        return (None, None, to_mixing, to_lacking, to_h, *to_nodes)
+        return (None, None, to_mixing, to_h, *to_nodes, to_lacking)
 
 
 def _through_pools(
@@ -147,16 +127,17 @@ def _through_pools(
         inputs = [[*to_nodes, x] for x in pooled]
     to_pooled = [torch.empty_like(x) for x in pooled]
     combining(setting.backend).combine(to_pooled, inputs, scales, offset, adds=False)
-    backend = pooling(setting.backend, shared.pools, setting.source, setting.target)
-    return backend.pool_backward(
-        shared.pools, shared.stride, h, setting.source, setting.target, to_pooled
-    )
+    pools = _pools(shared, setting, h)
+    return pooling(setting.backend, pools).pool_backward(pools, to_pooled)
+
+
+def _pools(shared: Shared, setting: Setting, h: Tensor) -> Pools:
+    return Pools(shared.pools, shared.stride, h, setting.source, setting.target)
 
 
 def _mixed(shared: Shared, setting: Setting, h: Tensor) -> list[Tensor]:
     """What the pools give before their norms, and what is skipped: (M', C) each."""
-    backend = pooling(setting.backend, shared.pools, setting.source, setting.target)
-    where = (setting.source, setting.target)
-    pooled = backend.pool(shared.pools, shared.stride, h, *where) if shared.pools else []
+    pools = _pools(shared, setting, h)
+    pooled = pooling(setting.backend, pools).pool(pools) if shared.pools else []
     is_skipped = len(shared.choices) > len(shared.norms)
     return [*pooled, h] if is_skipped else pooled

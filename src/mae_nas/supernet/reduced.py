@@ -11,6 +11,7 @@ Their mean needs no shift: it is small beside their spread, as a normalised node
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from mae_nas.spaces.primitives import FactorizedReduce
 from mae_nas.supernet.fold import Fold, Moments, Norms
-from mae_nas.supernet.separable import Setting
+from mae_nas.supernet.separable import Setting, Sums
 from mae_nas.supernet.sites import Sites, in_full_precision, index, matrix, wide
 
 
@@ -58,13 +59,8 @@ def corners(x: Sequence[Tensor], source: Sites, target: Sites) -> tuple[list[Ten
 
 
 def add_reduced(
-    reduction: Reduction,
-    setting: Setting,
-    r: Tensor,
-    mixing: Tensor,
-    nodes: Sequence[Tensor],
-    lacking: Tensor,
-) -> tuple[list[Tensor], Tensor]:
+    reduction: Reduction, setting: Setting, r: Tensor, mixing: Tensor, sums: Sums
+) -> None:
     """Add the skips' outputs to the nodes that they lead to; arguments as `add_separable`'s."""
     (even,), (odd,) = corners([r], setting.source, setting.target)
     evens = [matrix(layer.even.weight) for layer in reduction.layers]
@@ -73,13 +69,8 @@ def add_reduced(
     chosen = mixing[index(reduction.choices, r.device)]
     # (2, E · C/2): the weight of each channel.
     chosen = chosen.repeat_interleave(points.shape[1] // len(chosen)).expand(2, -1)
-    nodes = list(nodes)
-    here = [nodes[slot] for slot in reduction.slots]
     both = torch.stack([even, odd])
-    *here, lacking = _Reduced.apply(reduction, setting, both, chosen, points, *here, lacking)
-    for slot, node in zip(reduction.slots, here, strict=True):
-        nodes[slot] = node
-    return nodes, lacking
+    sums.add(reduction.slots, partial(_Reduced.apply, reduction, setting, both, chosen, points))
 
 
 class _Reduced(torch.autograd.Function):

@@ -9,9 +9,9 @@ r is the node after its ReLU. An edge's z_2 lie side by side in one matrix, so t
 serves the edge. The backward pass needs r, u, z_1 and z_2, and can compute the last two again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mae_nas.spaces.primitives import DepthwiseSeparable
-from mae_nas.supernet.depthwise import serving
+from mae_nas.supernet.depthwise import Convolutions, serving
 from mae_nas.supernet.fold import Affine, Fold, Moments, Norms
 from mae_nas.supernet.layers import SeparableGroup
 from mae_nas.supernet.sites import Sites, in_full_precision, index, matrix, wide
@@ -52,14 +52,29 @@ class Setting:
     precision: torch.dtype | None = None
 
 
+@dataclass(eq=False)
+class Sums:
+    """What the nodes that follow have received so far.
+
+    Args:
+        nodes: per edge to one of them, (M', C).
+        lacking: what each of their rows still lacks, (edges, C).
+    """
+
+    nodes: list[Tensor]
+    lacking: Tensor
+
+    def add(self, slots: Iterable[int], function: Callable[..., tuple[Tensor, ...]]) -> None:
+        """By a function of the nodes at these edges, then of `lacking`, which changes them all."""
+        slots = list(slots)
+        *here, self.lacking = function(*[self.nodes[slot] for slot in slots], self.lacking)
+        for slot, node in zip(slots, here, strict=True):
+            self.nodes[slot] = node
+
+
 def add_separable(
-    group: SeparableGroup,
-    setting: Setting,
-    r: Tensor,
-    mixing: Tensor,
-    nodes: Sequence[Tensor],
-    lacking: Tensor,
-) -> tuple[list[Tensor], Tensor]:
+    group: SeparableGroup, setting: Setting, r: Tensor, mixing: Tensor, sums: Sums
+) -> None:
     """Add all layers' outputs to the nodes that they lead to.
 
     Args:
@@ -67,23 +82,16 @@ def add_separable(
         setting: of the computation.
         r: (M, C); 0 at hidden rows.
         mixing: weights of all candidates of the cell, flat.
-        nodes: per edge the sum so far, (M', C); changed in place.
-        lacking: what each of their rows still lacks, (edges, C); changed in place.
-
-    Returns:
-        The nodes, and `lacking`.
+        sums: changed in place.
     """
     weights = [kind.weight(r.dtype) for kinds in group.kinds for kind in kinds]
     points = [
         torch.stack([matrix(layer.pointwise.weight) for layer in layers]) if layers else None
         for layers in (group.firsts, group.lasts)
     ]
-    chosen, nodes = mixing[index(group.choices, r.device), None], list(nodes)
-    here = [nodes[slot] for slot, _ in group.edges]
-    *here, lacking = _Separable.apply(group, setting, r, chosen, *points, *weights, *here, lacking)
-    for (slot, _), node in zip(group.edges, here, strict=True):
-        nodes[slot] = node
-    return nodes, lacking
+    chosen = mixing[index(group.choices, r.device), None]
+    function = partial(_Separable.apply, group, setting, r, chosen, *points, *weights)
+    sums.add((slot for slot, _ in group.edges), function)
 
 
 class _Separable(torch.autograd.Function):
@@ -211,43 +219,28 @@ class _Step:
         return [self._masked(each) for each in z]
 
     def _apply(self, which: int, x: Rows, shift: Tensor | None, out: Rows) -> None:
-        setting = self.setting
-        source = setting.target if which == 1 else setting.source
-        for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True):
-            here = kind.members
-            serving(setting.backend, kind.form).forward(
-                kind.form,
-                [x[q] for q in here],
-                weight,
-                None if shift is None else shift[here.start : here.stop],
-                source,
-                setting.target,
-                [out[q] for q in here],
-            )
+        for backend, here, edges in self._convolutions(which, x):
+            some = None if shift is None else shift[here.start : here.stop]
+            backend.forward(edges, some, [out[q] for q in here])
 
-    def back(
-        self,
-        which: int,
-        gradient: Rows,
-        x: Rows,
-        to_x: Rows,
-    ) -> list[Tensor | None]:
+    def back(self, which: int, gradient: Rows, x: Rows, to_x: Rows) -> list[Tensor | None]:
         """Gradients of the kinds' taps; those of x are added to `to_x`."""
-        setting = self.setting
-        source = setting.target if which == 1 else setting.source
         return [
-            serving(setting.backend, kind.form).backward(
-                kind.form,
-                [x[q] for q in kind.members],
-                weight,
-                source,
-                setting.target,
-                [gradient[q] for q in kind.members],
-                [to_x[q] for q in kind.members],
-                self.wants_weights,
+            backend.backward(
+                edges, [gradient[q] for q in here], [to_x[q] for q in here], self.wants_weights
             )
-            for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True)
+            for backend, here, edges in self._convolutions(which, x)
         ]
+
+    def _convolutions(
+        self, which: int, x: Rows
+    ) -> Iterator[tuple[ModuleType, range, Convolutions]]:
+        """Of each kind: the backend that serves it, its members, and they themselves."""
+        backend, target = self.setting.backend, self.setting.target
+        source = target if which == 1 else self.setting.source
+        for kind, weight in zip(self.group.kinds[which], self.weights[which], strict=True):
+            edges = Convolutions(kind.form, [x[q] for q in kind.members], weight, source, target)
+            yield serving(backend, kind.form), kind.members, edges
 
     def moments(self, z: Tensor | Sequence[Tensor]) -> Moments | None:
         """Of z_1 (Q, M, C), or of z_2 by edges, over visible rows; None: not of this batch."""

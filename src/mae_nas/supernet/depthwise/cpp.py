@@ -6,17 +6,14 @@ The kernel has a plain C interface: without torch's headers it takes seconds to 
 import ctypes
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mae_nas.masking import visible_average_pool, visible_max_pool
 from mae_nas.supernet.depthwise.compiler import library
+from mae_nas.supernet.depthwise.interface import Convolutions, PoolFunction, Pools
 from mae_nas.supernet.sites import Sites
-
-if TYPE_CHECKING:
-    from mae_nas.supernet.depthwise import Form, PoolFunction
 
 NAME = "cpp"
 FORMS = frozenset(product((3, 5), (1, 2), (1, 2)))
@@ -53,21 +50,13 @@ def serves(like: Tensor) -> bool:
     return like.device.type == "cpu" and fits and library() is not None
 
 
-def forward(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    shift: Tensor | None,
-    source: Sites,
-    target: Sites,
-    out: Sequence[Tensor],
-) -> None:
-    """See the package."""
+def forward(edges: Convolutions, shift: Tensor | None, out: Sequence[Tensor]) -> None:
+    """See the interface."""
     _run(
         "depthwise_forward",
-        *_described(form, len(weight), weight, source, target),
-        _pointers(x),
-        weight.data_ptr(),
+        *_described(edges, edges.form, edges.weight, len(edges.weight)),
+        _pointers(edges.x),
+        edges.weight.data_ptr(),
         None if shift is None else shift.data_ptr(),
         _pointers(out),
         _strides(out),
@@ -75,22 +64,15 @@ def forward(
 
 
 def backward(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-    to_x: Sequence[Tensor],
-    wants_weight: bool,
+    edges: Convolutions, gradient: Sequence[Tensor], to_x: Sequence[Tensor], wants_weight: bool
 ) -> Tensor | None:
-    """See the package."""
-    to_weight = torch.empty_like(weight) if wants_weight else None
+    """See the interface."""
+    to_weight = torch.empty_like(edges.weight) if wants_weight else None
     _run(
         "depthwise_backward",
-        *_described(form, len(weight), weight, source, target),
-        _pointers(x),
-        weight.data_ptr(),
+        *_described(edges, edges.form, edges.weight, len(edges.weight)),
+        _pointers(edges.x),
+        edges.weight.data_ptr(),
         _pointers(gradient),
         _strides(gradient),
         _pointers(to_x),
@@ -99,30 +81,22 @@ def backward(
     return to_weight
 
 
-def pool(
-    kinds: Sequence["PoolFunction"], stride: int, x: Tensor, source: Sites, target: Sites
-) -> list[Tensor]:
-    """See the package."""
-    pooled = [x.new_empty(target.rows, x.shape[1]) for _ in kinds]
-    described = _described((stride,), 0, x, source, target)
-    _run("pool_forward", *described, x.data_ptr(), *_by_kind(kinds, pooled))
+def pool(pools: Pools) -> list[Tensor]:
+    """See the interface."""
+    x = pools.x
+    pooled = [x.new_empty(pools.target.rows, x.shape[1]) for _ in pools.kinds]
+    described = _described(pools, (pools.stride,), x)
+    _run("pool_forward", *described, x.data_ptr(), *_by_kind(pools.kinds, pooled))
     return pooled
 
 
-def pool_backward(
-    kinds: Sequence["PoolFunction"],
-    stride: int,
-    x: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-) -> Tensor:
-    """See the package."""
-    to_x = torch.zeros_like(x)
+def pool_backward(pools: Pools, gradient: Sequence[Tensor]) -> Tensor:
+    """See the interface."""
+    x, to_x = pools.x, torch.zeros_like(pools.x)
     # Of one image alone, rows of a channels-first gradient lie next to each other.
     gradient = [each.contiguous() for each in gradient]
-    arguments = (x.data_ptr(), *_by_kind(kinds, gradient), to_x.data_ptr())
-    _run("pool_backward", *_described((stride,), 0, x, source, target), *arguments)
+    arguments = (x.data_ptr(), *_by_kind(pools.kinds, gradient), to_x.data_ptr())
+    _run("pool_backward", *_described(pools, (pools.stride,), x), *arguments)
     return to_x
 
 
@@ -133,7 +107,7 @@ def combine(
     bias: Tensor | None,
     adds: bool,
 ) -> None:
-    """See the package."""
+    """See the interface."""
     every = [x.contiguous() for row in inputs for x in row]
     scale, bias = scale.contiguous(), None if bias is None else bias.contiguous()
     shape = _matrices(out[0], len(out), len(inputs[0]))
@@ -143,7 +117,7 @@ def combine(
 
 
 def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """See the package."""
+    """See the interface."""
     x, y = [each.contiguous() for each in x], [each.contiguous() for each in y]
     sums = x[0].new_empty(len(x), len(y), x[0].shape[1])
     size = ctypes.c_int(sums.element_size())
@@ -157,7 +131,7 @@ def _matrices(like: Tensor, first: int, second: int) -> object:
     return ctypes.byref(_Matrices(*like.shape, first, second, threads))
 
 
-def _by_kind(kinds: Sequence["PoolFunction"], values: Sequence[Tensor]) -> list[int | None]:
+def _by_kind(kinds: Sequence[PoolFunction], values: Sequence[Tensor]) -> list[int | None]:
     where = {kind: value.data_ptr() for kind, value in zip(kinds, values, strict=True)}
     return [where.get(kind) for kind in POOLS]
 
@@ -171,8 +145,9 @@ def _run(name: str, *arguments: object) -> None:
 
 
 def _described(
-    form: Sequence[int], edges: int, like: Tensor, source: Sites, target: Sites
+    given: Convolutions | Pools, form: Sequence[int], like: Tensor, edges: int = 0
 ) -> list[object]:
+    source, target = given.source, given.target
     threads = min(torch.get_num_threads(), source.batch)
     shape = _Shape(source.batch, edges, source.height, source.width, like.shape[-1], threads)
     numbers = map(ctypes.c_int, (*form, like.element_size()))

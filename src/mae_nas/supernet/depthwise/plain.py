@@ -1,30 +1,20 @@
 """Depthwise convolutions and pools by torch's own: works everywhere."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mae_nas.supernet.depthwise.interface import Convolutions, Form, Pools
 from mae_nas.supernet.sites import Sites, wide
-
-if TYPE_CHECKING:
-    from mae_nas.supernet.depthwise import Form, PoolFunction
 
 NAME = "torch"
 
 
-def forward(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    shift: Tensor | None,
-    source: Sites,
-    target: Sites,
-    out: Sequence[Tensor],
-) -> None:
-    """See the package."""
+def forward(edges: Convolutions, shift: Tensor | None, out: Sequence[Tensor]) -> None:
+    """See the interface."""
+    form, x, weight, source, target = edges
     maps: list[Tensor] = []
     for e, to in enumerate(out):
         if e == 0 or x[e] is not x[e - 1]:
@@ -35,16 +25,10 @@ def forward(
 
 
 def backward(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-    to_x: Sequence[Tensor],
-    wants_weight: bool,
+    edges: Convolutions, gradient: Sequence[Tensor], to_x: Sequence[Tensor], wants_weight: bool
 ) -> Tensor | None:
-    """See the package."""
+    """See the interface."""
+    form, x, weight, source, target = edges
     to_weight = torch.empty_like(weight) if wants_weight else None
     seen = None
     for e, g in enumerate(gradient):
@@ -57,27 +41,19 @@ def backward(
     return to_weight
 
 
-def pool(
-    kinds: Sequence["PoolFunction"], stride: int, x: Tensor, source: Sites, target: Sites
-) -> list[Tensor]:
-    """See the package."""
+def pool(pools: Pools) -> list[Tensor]:
+    """See the interface."""
+    kinds, stride, x, source, target = pools
     maps = source.as_map(x)
     pooled = [kind(maps, source.visible, target.visible, stride) for kind in kinds]
     return [target.as_rows(y) for y in pooled]
 
 
-def pool_backward(
-    kinds: Sequence["PoolFunction"],
-    stride: int,
-    x: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-) -> Tensor:
-    """See the package."""
+def pool_backward(pools: Pools, gradient: Sequence[Tensor]) -> Tensor:
+    """See the interface."""
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        return torch.autograd.grad(pool(kinds, stride, leaf, source, target), leaf, gradient)[0]
+        leaf = pools.x.detach().requires_grad_()
+        return torch.autograd.grad(pool(pools._replace(x=leaf)), leaf, gradient)[0]
 
 
 def combine(
@@ -87,7 +63,7 @@ def combine(
     bias: Tensor | None,
     adds: bool,
 ) -> None:
-    """See the package."""
+    """See the interface."""
     for o, to in enumerate(out):
         if not adds:
             to.zero_() if bias is None else to.copy_(bias[o])
@@ -96,7 +72,7 @@ def combine(
 
 
 def dots(x: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
-    """See the package."""
+    """See the interface."""
     return torch.stack(
         [torch.stack([torch.linalg.vecdot(wide(a), wide(b), dim=0) for b in y]) for a in x]
     )
@@ -107,19 +83,19 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 0, 1)[:, None]
 
 
-def _convolve(x: Tensor, taps: Tensor, form: "Form", bias: Tensor | None = None) -> Tensor:
+def _convolve(x: Tensor, taps: Tensor, form: Form, bias: Tensor | None = None) -> Tensor:
     padding = form.dilation * (form.kernel // 2)
     return functional.conv2d(x, taps, bias, form.stride, padding, form.dilation, x.shape[1])
 
 
-def _input_gradient(g: Tensor, taps: Tensor, form: "Form", source: Sites) -> Tensor:
+def _input_gradient(g: Tensor, taps: Tensor, form: Form, source: Sites) -> Tensor:
     if form.stride == 1:  # a forward convolution, several times faster than torch's backward one
         return _convolve(g, taps.flip(2, 3), form)
     like = g.new_empty(1).expand(len(g), g.shape[1], source.height, source.width)
     return _backward(g, like, taps, form, to_x=True)
 
 
-def _tap_gradient(x: Tensor, g: Tensor, form: "Form") -> Tensor:
+def _tap_gradient(x: Tensor, g: Tensor, form: Form) -> Tensor:
     """Gradient of the taps: (C, 1, k, k).
 
     oneDNN is up to thirty times slower unless the kernel is 3 × 3 and not dilated. So a dilation of
@@ -157,7 +133,7 @@ def _by_parity(x: Tensor) -> Tensor:
 
 
 def _backward(
-    g: Tensor, x: Tensor, taps: Tensor, form: "Form", to_x: bool, padding: int | None = None
+    g: Tensor, x: Tensor, taps: Tensor, form: Form, to_x: bool, padding: int | None = None
 ) -> Tensor:
     padding = form.dilation * (form.kernel // 2) if padding is None else padding
     to_input, to_taps, _ = torch.ops.aten.convolution_backward(

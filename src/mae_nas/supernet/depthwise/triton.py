@@ -11,16 +11,13 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import product
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mae_nas.supernet.depthwise import plain
+from mae_nas.supernet.depthwise.interface import Convolutions, Form
 from mae_nas.supernet.sites import Sites
-
-if TYPE_CHECKING:
-    from mae_nas.supernet.depthwise import Form
 
 log = logging.getLogger("mae_nas")
 
@@ -56,46 +53,29 @@ def _launch() -> ModuleType | None:
     return triton_launch
 
 
-def forward(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    shift: Tensor | None,
-    source: Sites,
-    target: Sites,
-    out: Sequence[Tensor],
-) -> None:
-    """See the package."""
-    compute = _chosen(form, weight, source, target)[0]
-    compute(form, x, weight, shift, source, target, out)
+def forward(edges: Convolutions, shift: Tensor | None, out: Sequence[Tensor]) -> None:
+    """See the interface."""
+    _chosen(edges)[0](edges, shift, out)
 
 
 def backward(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-    to_x: Sequence[Tensor],
-    wants_weight: bool,
+    edges: Convolutions, gradient: Sequence[Tensor], to_x: Sequence[Tensor], wants_weight: bool
 ) -> Tensor | None:
-    """See the package."""
-    differentiate = _chosen(form, weight, source, target)[1]
-    return differentiate(form, x, weight, source, target, gradient, to_x, wants_weight)
+    """See the interface."""
+    return _chosen(edges)[1](edges, gradient, to_x, wants_weight)
 
 
 _Passes = tuple[Callable[..., None], Callable[..., Tensor | None]]
 
 
-def _chosen(form: "Form", weight: Tensor, source: Sites, target: Sites) -> _Passes:
-    packed = source.is_packed, target.is_packed
-    return _passes(form, weight.dtype, weight.device, weight.shape[-1], packed)
+def _chosen(edges: Convolutions) -> _Passes:
+    weight, packed = edges.weight, (edges.source.is_packed, edges.target.is_packed)
+    return _passes(edges.form, weight.dtype, weight.device, weight.shape[-1], packed)
 
 
 @functools.cache
 def _passes(
-    form: "Form", dtype: torch.dtype, device: torch.device, channels: int, packed: tuple[bool, bool]
+    form: Form, dtype: torch.dtype, device: torch.device, channels: int, packed: tuple[bool, bool]
 ) -> _Passes:
     """Ours, if they compile and agree with torch's: one answer for each binary."""
     launch, theirs = _launch(), (plain.forward, plain.backward)
@@ -104,7 +84,7 @@ def _passes(
         return theirs
     ours = launch.compute, launch.differentiate
     try:
-        problem = _difference(ours, form, dtype, device, channels, packed)
+        problem = _difference(ours, *_example(form, dtype, device, channels, packed))
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise what they like
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem:
@@ -113,38 +93,15 @@ def _passes(
     return theirs if problem else ours
 
 
-def _difference(
-    ours: _Passes,
-    form: "Form",
-    dtype: torch.dtype,
-    device: torch.device,
-    channels: int,
-    packed: tuple[bool, bool],
-) -> str:
-    """What is wrong, in words, by torch in float64."""
+def _example(
+    form: Form, dtype: torch.dtype, device: torch.device, channels: int, packed: tuple[bool, bool]
+) -> tuple[Convolutions, Tensor, list[Tensor]]:
+    """Two edges that share two images, which show two corners each; shift and gradients."""
 
     def values(*shape: int) -> Tensor:  # no random ones: a run's stream is its own
         steps = torch.arange(math.prod(shape), dtype=torch.float64, device=device)
         return (steps * (1 + math.sqrt(len(shape)))).sin().view(shape).to(dtype)
 
-    source, target = _example(form, device, packed)
-    x, weight = values(source.rows, channels), values(2, form.kernel, form.kernel, channels)
-    shift, gradients = values(2, channels), values(target.rows, 3, channels)
-    given = x, weight, shift, gradients[:, 0], gradients[:, 2]
-    found = _results(ours, form, source, target, *given)
-    wanted = _results(
-        (plain.forward, plain.backward), form, source, target, *[each.double() for each in given]
-    )
-    errors = [
-        (one - other).abs().max() / other.abs().max()
-        for one, other in zip(found, wanted, strict=True)
-    ]
-    error = torch.stack(errors).max().item()
-    return "" if error <= _TOLERANCES[dtype] else f"results differ by {error:.1e} in {dtype}"
-
-
-def _example(form: "Form", device: torch.device, packed: tuple[bool, bool]) -> tuple[Sites, Sites]:
-    """Two images that show two corners each."""
     side = torch.arange(8, device=device) // 4
     same = side[:, None] == side
     visible = torch.stack([same, ~same])[:, None]
@@ -153,17 +110,35 @@ def _example(form: "Form", device: torch.device, packed: tuple[bool, bool]) -> t
         Sites(2, seen.shape[2], seen.shape[3], seen, seen[0].numel() // 2 if is_packed else None)
         for seen, is_packed in zip((visible, coarse), packed, strict=True)
     )
-    return source, target
+    x, weight = values(source.rows, channels), values(2, form.kernel, form.kernel, channels)
+    gradients = values(target.rows, 3, channels)[:, ::2]
+    edges = Convolutions(form, [x, x], weight, source, target)
+    return edges, values(2, channels), list(gradients.unbind(1))
+
+
+def _difference(
+    ours: _Passes, edges: Convolutions, shift: Tensor, gradients: Sequence[Tensor]
+) -> str:
+    """What is wrong, in words, by torch in float64."""
+    x, weight, dtype = edges.x[0].double(), edges.weight.double(), edges.weight.dtype
+    exact = edges._replace(x=[x, x], weight=weight), shift.double(), [g.double() for g in gradients]
+    found = _results(ours, edges, shift, gradients)
+    wanted = _results((plain.forward, plain.backward), *exact)
+    errors = [
+        (one - other).abs().max() / other.abs().max()
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    error = torch.stack(errors).max().item()
+    return "" if error <= _TOLERANCES[dtype] else f"results differ by {error:.1e} in {dtype}"
 
 
 def _results(
-    passes: _Passes, form: "Form", source: Sites, target: Sites, *given: Tensor
+    passes: _Passes, edges: Convolutions, shift: Tensor, gradients: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Outputs and gradients of two edges that share their input."""
-    x, weight, shift, *gradients = given
+    """Outputs and gradients."""
     out = [torch.empty_like(gradient) for gradient in gradients]
-    to_x = torch.ones_like(x)
-    passes[0](form, [x, x], weight, shift, source, target, out)
-    to_weight = passes[1](form, [x, x], weight, source, target, gradients, [to_x, to_x], True)
+    to_x = torch.ones_like(edges.x[0])
+    passes[0](edges, shift, out)
+    to_weight = passes[1](edges, gradients, [to_x, to_x], True)
     assert to_weight is not None
     return [*out, to_x, to_weight]

@@ -1,16 +1,13 @@
 """Launches of the kernels: what they are told, and how many programs run."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae_nas.supernet.depthwise import triton_kernels as kernels
-from mae_nas.supernet.sites import Sites
-
-if TYPE_CHECKING:
-    from mae_nas.supernet.depthwise import Form
+from mae_nas.supernet.depthwise.interface import Convolutions
 
 _AT_ONCE = (
     8  # edges; pointers come as a tuple of so many, so that fewer need no binary of their own
@@ -19,43 +16,28 @@ _BYTES = 4 * 32 * 16  # of a program's block: each thread of four warps loads 16
 _STRIPS = 64  # at most; a number of the device's own would round differently on another
 
 
-def compute(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    shift: Tensor | None,
-    source: Sites,
-    target: Sites,
-    out: Sequence[Tensor],
-) -> None:
+def compute(edges: Convolutions, shift: Tensor | None, out: Sequence[Tensor]) -> None:
     """The backend's `forward`."""
     for few in _launches(len(out), _AT_ONCE):
-        some = None if shift is None else shift[few]
-        _correlate(form, x[few], weight[few], some, source, target, out[few])
+        _correlate(_some(edges, few), None if shift is None else shift[few], out[few])
 
 
 def differentiate(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-    to_x: Sequence[Tensor],
-    wants_weight: bool,
+    edges: Convolutions, gradient: Sequence[Tensor], to_x: Sequence[Tensor], wants_weight: bool
 ) -> Tensor | None:
     """The backend's `backward`."""
     owners = len({to.data_ptr() for to in to_x})
     # What several edges add to belongs to one program, or else to one launch after another.
     at_once = _AT_ONCE if owners in (1, len(to_x)) else 1
+    back = edges._replace(x=gradient, source=edges.target, target=edges.source)
     for few in _launches(len(to_x), at_once):
         per = len(to_x[few]) if owners == 1 else 1
-        _correlate(form, gradient[few], weight[few], None, target, source, to_x[few], per)
+        _correlate(_some(back, few), None, to_x[few], per)
     if not wants_weight:
         return None
-    to_weight = torch.empty_like(weight)
+    to_weight = torch.empty_like(edges.weight)
     for few in _launches(len(to_x), _AT_ONCE):
-        to_weight[few] = _tap_sums(form, x[few], weight[few], source, target, gradient[few])
+        to_weight[few] = _tap_sums(_some(edges, few), gradient[few])
     return to_weight
 
 
@@ -63,59 +45,51 @@ def _launches(edges: int, at_once: int) -> list[slice]:
     return [slice(e, min(e + at_once, edges)) for e in range(0, edges, at_once)]
 
 
+def _some(edges: Convolutions, few: slice) -> Convolutions:
+    return edges._replace(x=edges.x[few], weight=edges.weight[few])
+
+
 def _correlate(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    shift: Tensor | None,
-    source: Sites,
-    target: Sites,
-    out: Sequence[Tensor],
-    per: int = 0,
+    edges: Convolutions, shift: Tensor | None, out: Sequence[Tensor], per: int = 0
 ) -> None:
     """Forward; transposed, and added to `out`, if `per` edges share each of those."""
-    constants: dict[str, Any] = {**block_constants(form, weight), "TRANSPOSED": per > 0}
-    programs = -(-target.rows // constants["BLOCK"]) * (len(out) // (per or 1))
+    weight = edges.weight
+    constants: dict[str, Any] = {**_block_constants(edges), "TRANSPOSED": per > 0}
+    programs = -(-edges.target.rows // constants["BLOCK"]) * (len(out) // (per or 1))
     with torch.cuda.device_of(weight):
         kernels.correlate[(programs,)](
-            *_pointers(x),
+            *_pointers(edges.x),
             weight,
             weight if shift is None else shift,  # one is read if has_shift
             int(shift is not None),
             *_pointers(out),
-            *_described(source, target, per or 1, len(out)),
+            *_described(edges, per or 1),
             **constants,
         )
 
 
-def _tap_sums(
-    form: "Form",
-    x: Sequence[Tensor],
-    weight: Tensor,
-    source: Sites,
-    target: Sites,
-    gradient: Sequence[Tensor],
-) -> Tensor:
+def _tap_sums(edges: Convolutions, gradient: Sequence[Tensor]) -> Tensor:
     """Gradient of the taps, (E, k, k, C), in the precision of sums."""
-    constants = block_constants(form, weight)
-    blocks = -(-target.rows // constants["BLOCK"])
+    weight, constants = edges.weight, _block_constants(edges)
+    blocks = -(-edges.target.rows // constants["BLOCK"])
     per = -(-blocks // _STRIPS)
     strips = -(-blocks // per)
     wide = torch.promote_types(weight.dtype, torch.float32)
     sums = weight.new_empty(strips, *weight.shape, dtype=wide)
     with torch.cuda.device_of(weight):
-        kernels.gather_taps[(len(weight) * form.kernel, strips)](
-            _pointers(x)[0],
+        kernels.gather_taps[(len(weight) * edges.form.kernel, strips)](
+            _pointers(edges.x)[0],
             *_pointers(gradient),
             sums,
-            *_described(source, target, per, len(weight)),
+            *_described(edges, per),
             **constants,
         )
     return sums.sum(0)
 
 
-def block_constants(form: "Form", weight: Tensor) -> dict[str, Any]:
+def _block_constants(edges: Convolutions) -> dict[str, Any]:
     """What the kernels are compiled for."""
+    form, weight = edges.form, edges.weight
     channels = weight.shape[-1]
     padded = 1 << (channels - 1).bit_length()
     return {
@@ -140,6 +114,7 @@ def _pointers(rows: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ..
     return tuple(padded), distances
 
 
-def _described(source: Sites, target: Sites, per: int, edges: int) -> tuple[Any, ...]:
+def _described(edges: Convolutions, per: int) -> tuple[Any, ...]:
+    source, target = edges.source, edges.target
     sides = target.height, target.width, source.height, source.width
-    return target.site_of, source.row_of, target.rows, per, edges, *sides
+    return target.site_of, source.row_of, target.rows, per, len(edges.weight), *sides
