@@ -70,7 +70,7 @@ def _record(run: Path) -> Record | None:
         "step": [row["step"] for row in readings],
         "held_out_loss": [row["held_out_loss"] for row in readings],
         **{
-            f"{name}_{kind}": [row[name][kind] for row in readings]  # type: ignore[index]
+            f"{name}_{kind}": [find(row, f"{name}.{kind}") for row in readings]
             for name in ("skips", "entropy")
             for kind in ("normal", "reduce")
         },
@@ -176,11 +176,13 @@ def costs(records: Sequence[Record]) -> str:
 
 
 def replaced(text: str, claim: str, results: str) -> str:
-    """`text` with the claim's results between its two markers; unchanged without them."""
+    """`text` with the claim's results between its two markers."""
     begin, end = f"<!-- results: {claim} -->\n", f"<!-- end: {claim} -->\n"
     before, found, rest = text.partition(begin)
     _, ended, after = rest.partition(end)
-    return before + begin + results + end + after if found and ended else text
+    if not (found and ended):
+        raise ValueError(f"{README.name}: no place for the results of {claim}: {begin}…{end}")
+    return before + begin + results + end + after
 
 
 def report(claim: str, folder: Path) -> None:

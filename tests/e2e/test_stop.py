@@ -24,7 +24,7 @@ LONG = ["trainer.max_epochs=9", "trainer.max_steps=24"]  # a reading at every se
 def test_a_search_outlives_whoever_reads_its_lines(start: Start, tmp_path: Path) -> None:
     process = start("hydra.run.dir=run", "trainer.max_steps=3")
     assert process.stdout
-    assert any("epochs of" in line for line in process.stdout)  # the last one before training
+    assert any("; precision " in line for line in process.stdout)  # the last one before training
     process.stdout.close()  # as a `tee` that dies
     assert process.wait(timeout=120) == 0
     log = (tmp_path / "run" / "train.log").read_text()

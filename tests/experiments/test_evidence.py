@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import combinations, product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ SCRIPTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture
-def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:  # noqa: ANN401 - a script
+def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import evidence
 
@@ -29,7 +30,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_chance_of_a_total_is_that_of_every_way_to_reach_it(evidence: Any) -> None:  # noqa: ANN401
+def test_chance_of_a_total_is_that_of_every_way_to_reach_it(evidence: ModuleType) -> None:
     single = chance_of_skips(S0(), "normal")
     total = np.zeros(2 * len(single) - 1)
     for one, other in product(range(len(single)), repeat=2):
@@ -41,7 +42,7 @@ def test_chance_of_a_total_is_that_of_every_way_to_reach_it(evidence: Any) -> No
     assert evidence.against_chance(S0(), [8, 8, 8]) < 1e-6
 
 
-def test_exact_permutations(evidence: Any) -> None:  # noqa: ANN401
+def test_exact_permutations(evidence: ModuleType) -> None:
     assert evidence.permutation_p([8, 8, 7, 6, 8], [0, 1, 0, 1, 2]) == 2 / 252  # none is as far
     assert evidence.permutation_p([1, 2, 3], [1, 2, 3]) == 1
     values = [1, 2, 6, 3, 4, 5]
@@ -50,13 +51,28 @@ def test_exact_permutations(evidence: Any) -> None:  # noqa: ANN401
     assert evidence.permutation_p(values[:3], values[3:]) == expected
 
 
-def test_intervals_hold_the_difference_and_are_those_of_the_seed(evidence: Any) -> None:  # noqa: ANN401
+def test_intervals_hold_the_difference_and_are_those_of_the_seed(evidence: ModuleType) -> None:
     one, other = [8, 8, 7, 6, 8], [0, 1, 0, 1, 2]
     low, high = evidence.bootstrap_interval(one, other)
     assert low < np.mean(one) - np.mean(other) < high
     assert (low, high) == evidence.bootstrap_interval(one, other)
     assert "not distinguishable" in evidence.compared([1, 2, 3], [2, 1, 3])
     assert "not distinguishable" not in evidence.compared(one, other)
+
+
+def test_results_stand_between_their_markers(evidence: ModuleType) -> None:
+    text = "a\n<!-- results: x -->\nold\n<!-- end: x -->\nb\n<!-- results: y -->\n"
+    new = evidence.replaced(text, "x", "new\n")
+    assert new == text.replace("old", "new")
+    assert evidence.replaced(new, "x", "new\n") == new
+    for claim in ("y", "z"):  # an end is missing, or both
+        with pytest.raises(ValueError, match=f"no place for the results of {claim}"):
+            evidence.replaced(text, claim, "new\n")
+
+
+def test_the_readme_has_a_place_for_every_claim(evidence: ModuleType) -> None:
+    for report in SCRIPTS.glob("*/report.py"):
+        evidence.replaced(evidence.README.read_text(), report.parent.name, "")
 
 
 def a_record(seed: int, upsample: str, ratio: float, skips: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mae_nas.cli.preflight import out_of_memory
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import Clock, Readings, verdict_line
 from mae_nas.runs.files import write_json
-from mae_nas.runs.listing import printable
+from mae_nas.runs.listing import counted, printable
 from mae_nas.runs.measure import is_out_of_memory, peak_memory
 from mae_nas.runs.records import describe_device, network_costs, search_record
 from mae_nas.runs.resume import config_hash
@@ -40,10 +40,14 @@ def announce(run: Run) -> None:
     if skipped:
         log.warning("%d files skipped; summary.json names them all", len(skipped))
     log.info(
-        "mask ratio %g (%g in whole patches of %d × %d), %s; %d epochs of %d steps; precision %s",
+        "mask ratio %g (%g in whole patches of %d × %d), %s; %s of %d steps; precision %s",
         *(masking.ratio, masking.effective_ratio(run.data.side)),
         *(masking.patch_size, masking.patch_size, masking.mode),
-        *(run.module.epochs, run.module.steps_per_epoch, run.config["trainer"]["precision"]),
+        *(
+            counted(run.module.epochs, "epoch"),
+            run.module.steps_per_epoch,
+            run.config["trainer"]["precision"],
+        ),
     )
     if run.yardsticks:
         log.info("loss of predictors that learn nothing: %s", yardstick_words(run.yardsticks))

@@ -133,10 +133,18 @@ def _sweep(folder: Path) -> Section:
 def _table(path: Path, missing: list[str]) -> list[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.reader(file))
+            return [[_short(cell) for cell in row] for row in csv.reader(file)]
     except (OSError, ValueError, csv.Error) as error:
         missing.append(f"{path.name}: {_why(error)}")
         return []
+
+
+def _short(cell: str) -> str:
+    """A measured number to four digits; other text as it is."""
+    try:
+        return f"{float(cell):.4g}" if "." in cell else cell
+    except ValueError:
+        return cell
 
 
 def _run(path: Path) -> Section:
@@ -170,7 +178,7 @@ def _run(path: Path) -> Section:
                 "backend": _said(summary, "backend"),
                 "device": _said(summary, "device.name"),
                 "threads": _said(summary, "device.threads"),
-                "commit": _said(summary, "git.commit"),
+                "commit": _said(summary, "git.commit")[:12],
                 **{name: _said(value, "") for name, value in leaves(find(summary, "versions"))},
             },
         },

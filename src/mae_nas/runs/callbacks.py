@@ -16,6 +16,7 @@ from mae_nas import ranks
 from mae_nas.runs.checkpoint import FORMAT
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import counted
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import JsonLines, MetricsTable
 from mae_nas.search import Reading, SearchModule
@@ -216,7 +217,7 @@ class Gallery(pl.Callback):
 def verdict_line(reading: Reading) -> str:
     """The verdict in words, skips beside what chance gives."""
     skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
-    count = "1 skip" if skips == 1 else f"{skips} skips"
+    count = counted(skips, "skip")
     if not reading.warmed_up:
         return f"the normal cell keeps {count} in {edges} edges; α has had no step"
     return (

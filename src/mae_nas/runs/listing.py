@@ -113,6 +113,11 @@ def _said(key: str, value: object) -> str:
     return str(timedelta(seconds=value)).partition(".")[0] if is_time else f"{value:.4f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 skip`, `2 skips`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def printable(text: str) -> str:
     """Text from elsewhere, in which an escape or a line's end is shown, not obeyed."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
