@@ -13,25 +13,26 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mae_nas.checks import first_line
-from mae_nas.keys import find
+from mae_nas.keys import find, is_inside, leaves
 from mae_nas.runs.files import write_text
+from mae_nas.runs.resume import FREE
 from mae_nas.runs.tables import JsonLines, MetricsTable
-from mae_nas.search.collapse import chance_of_skips
 from mae_nas.spaces import SearchSpace
 
 Record = Mapping[str, Any]
 HERE = Path(__file__).parent
 SIGNIFICANCE = 0.05
-DRAWS = 10_000
+SAME = frozenset(FREE) - {"trainer.max_steps"}
+"""Keys that change no result."""
 README = HERE.parent / "README.md"
 
 
@@ -42,28 +43,30 @@ def read_records(folder: Path) -> list[Record]:
 
 
 def collect(folder: Path, runs: Iterable[Path]) -> int:
-    """Add the finished runs among `runs` to the folder's records, and count them.
+    """Add the ended runs among `runs` to the folder's records, and count them.
 
-    A record of the same search is kept: what was measured once is not measured again.
+    Of two records of one search the first stays.
     """
-    records = {_identity(record): record for record in read_records(folder)}
     found = [record for run in sorted(runs) if (record := _record(run)) is not None]
-    records = {_identity(record): record for record in found} | records
-    lines = [json.dumps(records[key]) + "\n" for key in sorted(records)]
+    records: dict[tuple[object, ...], Record] = {}
+    for record in (*read_records(folder), *found):
+        records.setdefault(_identity(record), record)
+    lines = [json.dumps(records[key]) + "\n" for key in sorted(records, key=str)]
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "records.jsonl", "".join(lines))
     return len(found)
 
 
-def _identity(record: Record) -> str:
-    """Which search it is: its whole configuration, seed included."""
-    return json.dumps(record["config"], sort_keys=True)
+def _identity(record: Record) -> tuple[object, ...]:
+    """Which search it is, by all that may change its result."""
+    return record["config_hash"], find(record["config"], "trainer.max_steps")
 
 
 def _record(run: Path) -> Record | None:
-    """A run's summary with its course; None unless it has finished."""
+    """A run's summary with its course; None unless it has come to its end."""
     file = run / "summary.json"
     summary = json.loads(file.read_text()) if file.exists() else {}
-    if summary.get("state") != "finished":
+    if summary.get("state") not in ("finished", "collapsed"):
         return None
     readings = JsonLines(run / "genotypes.jsonl").rows()
     course = {
@@ -76,7 +79,11 @@ def _record(run: Path) -> Record | None:
         },
     }
     rows = MetricsTable(run / "metrics.csv").rows()
-    names = [name for name in rows[0] if name.startswith(("grad_norm_alpha", "rms_", "step"))]
+    names = [
+        name
+        for name in (rows[0] if rows else ())
+        if name.startswith(("grad_norm_alpha", "rms_", "step"))
+    ]
     metrics = {name: [_number(row[name]) for row in rows] for name in names}
     return {**summary, "course": course, "metrics": metrics}
 
@@ -102,53 +109,71 @@ def stable_since(record: Record) -> int:
     return steps[changes[-1]] if changes else steps[0]
 
 
-def summed_chance(space: SearchSpace, cells: int) -> NDArray[np.float64]:
-    """P(K skips in all) of so many normal cells derived from noise, each for itself."""
-    total = np.ones(1)
-    for _ in range(cells):
-        total = np.convolve(total, chance_of_skips(space, "normal"))
-    return total
+def chance_of_a_skip(space: SearchSpace) -> Fraction:
+    """That a kept edge of the normal cell is a skip, where noise α are derived.
+
+    Exact: an edge is kept for the size of its largest weight, which says nothing of whose it is, so
+    that each candidate but `none` is as likely and kept edges are independent. For spaces in which
+    all edges have the same candidates.
+    """
+    skips, zeros = space.flags("normal", "is_skip"), space.flags("normal", "is_zero")
+    shares = {
+        Fraction(sum(skip), len(zero) - sum(zero)) for skip, zero in zip(skips, zeros, strict=True)
+    }
+    if len(shares) > 1:
+        raise ValueError(f"{type(space).__name__}: its edges differ in their candidates")
+    return shares.pop()
 
 
-def against_chance(space: SearchSpace, skips: Sequence[int]) -> float:
-    """Exact two-sided p: how often noise gives a total that is no likelier than this one."""
-    chance = summed_chance(space, len(skips))
-    return float(min(1.0, chance[chance <= chance[sum(skips)] * (1 + 1e-9)].sum()))
+def against_chance(space: SearchSpace, skips: Sequence[int], edges: int = 8) -> float:
+    """Exact two-sided binomial p: a total of skips that is no likelier than this one, by noise."""
+    p, kept = chance_of_a_skip(space), edges * len(skips)
+    likelihood = [math.comb(kept, k) * p**k * (1 - p) ** (kept - k) for k in range(kept + 1)]
+    return float(sum(each for each in likelihood if each <= likelihood[sum(skips)]))
 
 
 def permutation_p(one: Sequence[float], other: Sequence[float]) -> float:
     """Exact two-sided p of a difference between means: every division of the values in two."""
-    values = [*one, *other]
-    observed = abs(np.mean(one) - np.mean(other))
-    total, count, n = sum(values), 0, len(one)
-    divisions = list(combinations(range(len(values)), n))
-    for chosen in divisions:
-        mine = math.fsum(values[i] for i in chosen)
-        difference = abs(mine / n - (total - mine) / (len(values) - n))
-        count += difference >= observed - 1e-12
-    return count / len(divisions)
+    values, n = [*one, *other], len(one)
+    total = math.fsum(values)
+
+    def difference(mine: Sequence[float]) -> float:
+        return abs(math.fsum(mine) / n - (total - math.fsum(mine)) / (len(values) - n))
+
+    divisions = list(combinations(values, n))
+    return sum(difference(mine) >= difference(one) - 1e-12 for mine in divisions) / len(divisions)
 
 
-def bootstrap_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """95 % of a difference between means, seeds drawn again with replacement, percentiles."""
-    generator = np.random.default_rng(0)
-    means = [
-        generator.choice(np.asarray(side, float), (DRAWS, len(side))).mean(axis=1)
-        for side in (one, other)
-    ]
-    low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-    return float(low), float(high)
+def permutation_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The shifts between two arms that an exact permutation test does not refute at 2.5 % a side.
+
+    Exchanging equally many values, A of one arm for B of the other, lowers the difference exactly
+    if mean(A) − mean(B) exceeds the shift: so the ends are quantiles of those differences.
+    """
+    shifts = sorted(
+        float(np.mean(mine) - np.mean(others))
+        for count in range(1, min(len(one), len(other)) + 1)
+        for mine in combinations(one, count)
+        for others in combinations(other, count)
+    )
+    rank = int(SIGNIFICANCE / 2 * (len(shifts) + 1))
+    return (shifts[rank - 1], shifts[-rank]) if rank else (-math.inf, math.inf)
+
+
+def told(p: float) -> str:
+    """A p to be read."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def compared(one: Sequence[float], other: Sequence[float]) -> str:
     """The difference of two arms in words, with its interval and whether it can be told."""
-    if min(len(one), len(other)) < 2:
-        return "one seed: nothing can be told"
-    low, high = bootstrap_interval(one, other)
+    difference = f"{np.mean(one) - np.mean(other):+.2f}"
+    if 2 / math.comb(len(one) + len(other), len(one)) > SIGNIFICANCE:
+        return f"{difference}: too few seeds to tell"
+    low, high = permutation_interval(one, other)
     p = permutation_p(one, other)
     words = "" if p < SIGNIFICANCE else ": not distinguishable"
-    difference = np.mean(one) - np.mean(other)
-    return f"{difference:+.2f} [{low:+.2f}, {high:+.2f}], p = {p:.3f}{words}"
+    return f"{difference} [{low:+.2f}, {high:+.2f}], p = {told(p)}{words}"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -167,12 +192,33 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def costs(records: Sequence[Record]) -> str:
     """What the records are of: a line on their number, cost, devices and commits."""
     hours = sum(record["wall_seconds"] for record in records) / 3600
-    devices = sorted({record["device"]["name"] for record in records})
-    commits = sorted({record["git"]["commit"][:7] for record in records})
+    devices = {f"{r['device']['name']} ({r['device'].get('threads')} threads)" for r in records}
+    commits = {
+        str(r["git"]["commit"])[:7] + (" (changed)" if r["git"].get("dirty") else "")
+        for r in records
+    }
     return (
-        f"{len(records)} searches, {hours:.1f} hours of one thread in all, on "
-        f"{', '.join(devices)}; commits {', '.join(commits)}.\n"
+        f"{len(records)} searches, {hours:.1f} hours in all, on {', '.join(sorted(devices))}; "
+        f"commits {', '.join(sorted(commits))}.\n"
     )
+
+
+def check_replicates(
+    groups: Mapping[tuple[Any, ...], Sequence[Record]], axes: Sequence[str]
+) -> None:
+    """ValueError unless records differ in the axes alone, and within a group in the seed alone."""
+    rest = set()
+    for place, same in groups.items():
+        seeds = [record["seed"] for record in same]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"{' '.join(map(str, place))}: two records of one seed, {seeds}")
+        for record in same:
+            pairs = leaves(record["config"])
+            rest.add(
+                str([pair for pair in pairs if not is_inside(pair[0], [*SAME, *axes, "seed"])])
+            )
+    if len(rest) > 1:
+        raise ValueError(f"records of {len(rest)} protocols: keep one in a folder of its own")
 
 
 def replaced(text: str, claim: str, results: str) -> str:
@@ -196,7 +242,7 @@ def report(claim: str, folder: Path) -> None:
     module = import_module(f"{claim}.report")
     write_text(folder / "table.md", module.tables(records))
     module.draw(records, folder)
-    if folder == HERE / claim:
+    if folder.resolve() == (HERE / claim).resolve():
         write_text(README, replaced(README.read_text(), claim, module.results(records)))
     sys.stdout.write(f"{claim}: {len(records)} records, {folder / 'table.md'}\n")
 
@@ -216,9 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given.action == "collect":
             added = collect(given.folder or HERE / given.claim, given.sweep.iterdir())
-            sys.stdout.write(f"{given.claim}: {added} finished runs in {given.sweep}\n")
+            sys.stdout.write(f"{given.claim}: {added} ended runs in {given.sweep}\n")
             return
-        for claim in given.claims or known:
+        for claim in given.claims or [c for c in known if (HERE / c / "records.jsonl").exists()]:
             if claim not in known:
                 raise ValueError(f"{claim}: no such claim; there are {', '.join(known)}")
             report(claim, given.folder or HERE / claim)

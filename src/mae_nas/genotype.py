@@ -169,7 +169,7 @@ PUBLISHED: Mapping[str, Genotype] = MappingProxyType(
 
 
 def read_genotype(source: str) -> Genotype:
-    """The genotype that `source` means: a published name, DARTS text, a JSON file or a run folder.
+    """The genotype that `source` means: a published name, text (DARTS's or JSON), a file or a run.
 
     A published name wins over a file of that name (write `./NAME` for the file).
 
@@ -180,6 +180,8 @@ def read_genotype(source: str) -> Genotype:
         return PUBLISHED[source]
     if looks_like_darts(source):
         return Genotype.from_dict({"format": FORMAT} | parse_darts(source))
+    if source.lstrip().startswith("{"):
+        return Genotype.from_dict(_parsed(source))
     path = _existing(source)
     if path is None:
         near = difflib.get_close_matches(source, PUBLISHED, n=3, cutoff=0.5) or list(PUBLISHED)
@@ -215,8 +217,13 @@ def _document(path: Path) -> object:
     if len(content) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes, so not a genotype")
     try:
-        return json.loads(content.decode())
+        return _parsed(content.decode())
     except UnicodeDecodeError:
         raise ValueError("not a text file, so not a genotype") from None
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON, or cut short ({error})") from None

@@ -51,6 +51,7 @@ def a_run(folder: Path, **others: object) -> Path:
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     reading = {"step": 40, "verdict": "ok", "held_out_loss": 0.5, "skips": {"normal": 3}}
+    reading["chance_normal"] = 1.2
     (folder / "genotype.json").write_text(json.dumps(reading))
     for name in PICTURES:
         (folder / "plots" / f"{name}.svg").write_text(SVG)
@@ -100,14 +101,43 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert main(["report", str(run)]) == 0
     page = Seen((run / "report.html").read_text())
     (summary,) = [text for text in page.texts if text.startswith("summary.json: ")]
-    assert "not valid JSON" in summary or "JSON" in summary
-    assert "alpha.svg: No such file or directory" in page.texts
-    assert "3 (chance –)" in page.texts
+    assert "JSON" in summary
+    assert "alpha.svg: no such picture" in page.texts
+    assert "3 (chance 1.2)" in page.texts  # of the reading
+    assert "To repeat it" not in page.texts
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(["report", str(empty)]) == 0
     missing = Seen((empty / "report.html").read_text()).texts
-    assert "sweep.csv: No such file or directory" in missing
+    assert any("is not a run folder (it has no config.json)" in text for text in missing)
+    foreign = a_run(tmp_path / "foreign")
+    (foreign / "config.json").write_text('{"config": {"seed": 1}}')
+    assert main(["report", str(foreign)]) == 0
+    texts = Seen((foreign / "report.html").read_text()).texts
+    assert any("is not a configuration of mae-nas" in text for text in texts)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300, -1, 10**400, "x", [1], {}])
+def test_any_number_of_a_stranger_is_shown(tmp_path: Path, number: object) -> None:
+    run = a_run(tmp_path / "run", wall_seconds=number, yardsticks=number, skip_chance=number)
+    assert main(["report", str(run)]) == 0
+    assert "wall time" in Seen((run / "report.html").read_text()).texts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        ([], "mae-nas search"),
+        (["seed=1", "resume=auto", "hydra.run.dir=a"], "mae-nas search seed=1"),
+    ],
+)
+def test_the_command_makes_the_search_anew(
+    tmp_path: Path, overrides: list[str], command: str
+) -> None:
+    run = a_run(tmp_path / "run", overrides=overrides)
+    assert main(["report", str(run)]) == 0
+    texts = Seen((run / "report.html").read_text()).texts
+    assert texts[texts.index("To repeat it") + 1] == command
 
 
 @pytest.mark.parametrize(

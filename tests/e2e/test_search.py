@@ -82,6 +82,15 @@ def test_a_given_cell_is_trained_alone(
     again = ["relaxation=fixed", "genotype=a", "hydra.run.dir=b", "trainer.max_steps=3"]
     assert search(*again) == 0
     assert read_genotype("b") == read_genotype("a")
+    # A file counts as it was: another cell in its place is another search.
+    assert (
+        search("relaxation=fixed", "genotype=random:2", "hydra.run.dir=c", "trainer.max_steps=1")
+        == 0
+    )
+    (tmp_path / "c" / "genotype.json").replace(tmp_path / "a" / "genotype.json")
+    capsys.readouterr()
+    assert search(*again, "resume=auto") == 2
+    assert "b cannot continue with another configuration" in capsys.readouterr().err
     losses = [summary_of(tmp_path / run)["final"]["held_out_loss"] for run in ("a", "b")]
     assert losses[0] == losses[1]
 

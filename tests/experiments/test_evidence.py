@@ -1,9 +1,13 @@
 """Statistics against enumerations, and records to tables by the script itself."""
 
 import json
+import re
 import subprocess
 import sys
-from itertools import combinations, product
+from fractions import Fraction
+from importlib import import_module
+from itertools import combinations
+from math import comb
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +16,7 @@ import numpy as np
 import pytest
 
 from mae_nas.search.collapse import chance_of_skips
-from mae_nas.spaces import S0
+from mae_nas.spaces import S0, S1, S2, S3
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 
@@ -30,16 +34,23 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_chance_of_a_total_is_that_of_every_way_to_reach_it(evidence: ModuleType) -> None:
-    single = chance_of_skips(S0(), "normal")
-    total = np.zeros(2 * len(single) - 1)
-    for one, other in product(range(len(single)), repeat=2):
-        total[one + other] += single[one] * single[other]
-    for skips in ([0, 0], [1, 1], [2, 3], [8, 7]):
-        as_rare = total[total <= total[sum(skips)] * (1 + 1e-9)].sum()
-        assert evidence.against_chance(S0(), skips) == pytest.approx(as_rare)
-    assert evidence.against_chance(S0(), [1, 1]) > 0.5
-    assert evidence.against_chance(S0(), [8, 8, 8]) < 1e-6
+def test_chance_of_a_skip_is_what_noise_gives(evidence: ModuleType) -> None:
+    for space, share in ((S0(), Fraction(1, 7)), (S2(), Fraction(1, 2)), (S3(), Fraction(1, 2))):
+        assert evidence.chance_of_a_skip(space) == share
+        drawn = chance_of_skips(space, "normal")  # 20,000 cells
+        for k, frequency in enumerate(drawn):
+            exact = float(comb(8, k) * share**k * (1 - share) ** (8 - k))
+            assert abs(frequency - exact) < 5 * (exact * (1 - exact) / 20_000) ** 0.5 + 1e-12
+    with pytest.raises(ValueError, match="S1: its edges differ"):
+        evidence.chance_of_a_skip(S1())
+
+
+def test_a_total_against_chance_is_the_exact_binomial(evidence: ModuleType) -> None:
+    assert evidence.against_chance(S0(), [8]) == pytest.approx(7.0**-8)
+    assert evidence.against_chance(S0(), [8] * 5) == pytest.approx(7.0**-40)
+    assert evidence.against_chance(S2(), [0, 0]) == pytest.approx(2 * 0.5**16)  # 16 skips as well
+    assert evidence.against_chance(S2(), [3, 5]) == 1
+    assert evidence.told(7.0**-40) == "< 0.0001"
 
 
 def test_exact_permutations(evidence: ModuleType) -> None:
@@ -51,13 +62,32 @@ def test_exact_permutations(evidence: ModuleType) -> None:
     assert evidence.permutation_p(values[:3], values[3:]) == expected
 
 
-def test_intervals_hold_the_difference_and_are_those_of_the_seed(evidence: ModuleType) -> None:
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_an_interval_holds_what_its_own_test_does_not_refute(
+    evidence: ModuleType, shift: float
+) -> None:
+    draws = np.random.default_rng(5).normal(size=(2, 5))
+    one, other = (draws[0] + shift).tolist(), draws[1].tolist()
+    low, high = evidence.permutation_interval(one, other)
+
+    def tails(by: float) -> tuple[float, float]:
+        """P(a division is as high, as low), once the shift is taken off: by every division."""
+        moved = [x - by for x in one]
+        values, observed = [*moved, *other], sum(moved)
+        sums = [sum(chosen) for chosen in combinations(values, 5)]
+        high = sum(s >= observed - 1e-9 for s in sums) / len(sums)
+        return high, sum(s <= observed + 1e-9 for s in sums) / len(sums)
+
+    assert min(tails(low - 1e-6)) <= 0.025 < min(tails(low + 1e-6))
+    assert min(tails(high + 1e-6)) <= 0.025 < min(tails(high - 1e-6))
+
+
+def test_arms_are_compared_in_words(evidence: ModuleType) -> None:
     one, other = [8, 8, 7, 6, 8], [0, 1, 0, 1, 2]
-    low, high = evidence.bootstrap_interval(one, other)
-    assert low < np.mean(one) - np.mean(other) < high
-    assert (low, high) == evidence.bootstrap_interval(one, other)
-    assert "not distinguishable" in evidence.compared([1, 2, 3], [2, 1, 3])
-    assert "not distinguishable" not in evidence.compared(one, other)
+    assert evidence.compared(one, other).startswith("+6.60 [+")
+    assert evidence.compared(one, other).endswith("p = 0.0079")
+    assert evidence.compared([1, 2, 3, 1, 2], [2, 1, 3, 1, 2]).endswith(": not distinguishable")
+    assert evidence.compared([8, 8, 8], [0, 0, 0]) == "+8.00: too few seeds to tell"
 
 
 def test_results_stand_between_their_markers(evidence: ModuleType) -> None:
@@ -89,8 +119,9 @@ def a_record(seed: int, upsample: str, ratio: float, skips: int) -> dict[str, An
         "final": {"held_out_loss": 0.5},
         "course": course,
         "wall_seconds": 60.0,
-        "device": {"name": "a CPU"},
-        "git": {"commit": "0123456789"},
+        "config_hash": f"{seed}{upsample}{ratio}",
+        "device": {"name": "a CPU", "threads": 1},
+        "git": {"commit": "0123456789", "dirty": True},
     }
 
 
@@ -113,9 +144,12 @@ def test_a_table_is_a_function_of_the_records(tmp_path: Path) -> None:
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[3:6] == ["8 7 8", "7.67 ± 0.58", "1.14"]
     assert cells[-2:] == ["20 20 20", "8"]
-    assert "12 searches, 0.2 hours of one thread in all, on a CPU; commits 0123456." in table
-    assert "| S0 | 0.8 | 3 | +0.67 [" in table
-    assert "not distinguishable" in table
+    assert (
+        "12 searches, 0.2 hours in all, on a CPU (1 threads); commits 0123456 (changed)." in table
+    )
+    assert "| S0 | 0.8 | 3 | +0.67: too few seeds to tell |" in table
+    assert "| S0, simmim, all ratios, against chance | 29 skips of 48," in table
+    assert "| S0, simmim, ratio 0.2 less 0.8 | +5.67" in table
     assert (tmp_path / "skips.png").stat().st_size > 10_000
     before = (tmp_path / "skips.png").read_bytes()
     assert run("report", "table3", "--folder", tmp_path).returncode == 0
@@ -123,12 +157,47 @@ def test_a_table_is_a_function_of_the_records(tmp_path: Path) -> None:
     assert (tmp_path / "skips.png").read_bytes() == before
 
 
-def test_only_finished_runs_are_collected_and_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ({"seed": 0}, "two records of one seed, [0, 0]"),
+        ({"trainer": {"max_steps": 20}}, "records of 2 protocols"),
+    ],
+)
+def test_records_that_are_no_replicates_are_refused(
+    tmp_path: Path, others: dict[str, Any], words: str
+) -> None:
+    one, other = a_record(0, "shuffle", 0.2, 3), a_record(1, "shuffle", 0.2, 4)
+    other["seed"] = others.get("seed", 1)
+    other["config"] |= others
+    other["config"]["data"] = {"root": "/elsewhere"}  # is no other protocol
+    one["config"]["data"] = {"root": "/here"}
+    (tmp_path / "records.jsonl").write_text(f"{json.dumps(one)}\n{json.dumps(other)}\n")
+    done = run("report", "table3", "--folder", tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert not (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "full"])
+def test_make_asks_for_what_the_report_can_show(scale: str, evidence: ModuleType) -> None:
+    table3 = import_module("table3.report")
+    command = ["make", "-n", "-C", str(SCRIPTS.parent), "table3", f"SCALE={scale}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    [line] = [line for line in said.splitlines() if "mae-nas search" in line]
+    axes = dict(re.findall(r"(\S+)=([\w.,]+)", line))
+    ratios = set(map(float, axes["mask.ratio"].split(",")))
+    assert ratios <= set(table3.PAPER["nearest"]) == set(table3.PAPER["shuffle"])
+    assert ("left_out" in line) == (scale == "smoke")
+    assert evidence
+
+
+def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    for name, state in (("a", "finished"), ("b", "failed"), ("c", None)):
+    for name, state in (("a", "collapsed"), ("b", "failed"), ("c", None)):
         (sweep / name).mkdir(parents=True)
         if state:
-            summary = {"state": state, "config": {"seed": 3}, "seed": 3}
+            summary = {"state": state, "config": {"seed": 3}, "seed": 3, "config_hash": "x"}
             (sweep / name / "summary.json").write_text(json.dumps(summary))
     reading = {"step": 5, "held_out_loss": 0.5}
     reading |= {name: {"normal": 1, "reduce": 2} for name in ("skips", "entropy")}
@@ -136,10 +205,10 @@ def test_only_finished_runs_are_collected_and_once(tmp_path: Path) -> None:
     header = "step,weight_loss,grad_norm_alpha_normal,rms_F1\n"
     (sweep / "a" / "metrics.csv").write_text(header + "5,0.1,0.25,\n")
     for _ in range(2):
-        done = run("collect", "table3", sweep, "--folder", tmp_path)
+        done = run("collect", "table3", sweep, "--folder", tmp_path / "made")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == f"table3: 1 finished runs in {sweep}\n"
-        [record] = map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
+        assert done.stdout == f"table3: 1 ended runs in {sweep}\n"
+        [record] = map(json.loads, (tmp_path / "made" / "records.jsonl").read_text().splitlines())
         assert record["course"]["skips_reduce"] == [2]
         assert record["metrics"] == {
             "step": [5.0],

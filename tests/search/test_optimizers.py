@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mae_nas.search.optimizers import make_fused
 
-Step = Callable[[torch.optim.Optimizer], None]
 RULE: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 
 
@@ -31,6 +30,7 @@ def unwritten_is_nan() -> Iterator[None]:
         (partial(torch.optim.SGD, **RULE, dampening=0.1), (None, True)),
         (partial(torch.optim.SGD, **RULE, fused=False), (False, None)),
         (partial(torch.optim.Adam, foreach=False), (None, False)),
+        (partial(torch.optim.Adam, differentiable=True), (None, True)),
         (torch.optim.LBFGS, (None, None)),  # has neither
     ],
 )

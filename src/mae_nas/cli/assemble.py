@@ -127,7 +127,9 @@ def prepare(
         make_cell = partial(FusedCell, compiles=efficiency.cpp, recomputes=efficiency.recompute)
     module = SearchModule(
         parts.relaxation,
-        Supernet(parts.space, data.channels, parts.objective.stages, parts.plan, make_cell),
+        Supernet(
+            parts.relaxation.space, data.channels, parts.objective.stages, parts.plan, make_cell
+        ),
         parts.objective,
         build(BilevelSettings, config["search"], {}, "search"),
         settings.epochs(data.steps_per_epoch),
@@ -168,6 +170,8 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
         maker.hold("search", lambda: check_unrollable(optimizer))
     side = None if source is None else source.known_side()
     assemble(maker, side, (source and source.known_channels()) or 1)
+    if "genotype" in config and config["relaxation"].get("genotype") != config["genotype"]:
+        maker.problems.append("relaxation.genotype: leave it out, and give genotype=…")
     if source is not None and settings is not None:
         if source.batch_size % settings.parts:
             maker.problems.append(
@@ -247,7 +251,7 @@ def assemble(maker: Maker, side: int | None, channels: int) -> Parts | None:
         relaxation = maker.make(Relaxation, "relaxation")
     if space is None or plan is None or masking is None or objective is None or relaxation is None:
         return None
-    return Parts(relaxation.space, plan, masking, objective, relaxation)
+    return Parts(space, plan, masking, objective, relaxation)
 
 
 def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:

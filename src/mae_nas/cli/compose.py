@@ -5,7 +5,9 @@ against the YAML alone, so nothing here imports torch; `check.py` then checks va
 constructors.
 """
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mae_nas.cli.library import CONFIG, Library, conf_dir, open_library, unresolved
 from mae_nas.cli.spelling import suggest
+from mae_nas.genotype import PUBLISHED, read_genotype
 from mae_nas.keys import ABSENT, find, is_inside, leaves
 
 RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
@@ -244,7 +247,16 @@ def _yaml(value: object) -> object:
 
 
 def _resolved(tree: DictConfig) -> dict[str, Any]:
-    return {str(key): _plain(tree[key]) for key in tree if key != "hydra"}
+    config: dict[str, Any] = {str(key): _plain(tree[key]) for key in tree if key != "hydra"}
+    given = config.get("genotype")
+    if isinstance(given, str) and given not in PUBLISHED:
+        # A file says something else later: what it says now is what is searched and recorded.
+        with suppress(ValueError, OSError):  # told of by the class that asks for it
+            said = json.dumps(read_genotype(given).to_dict())
+            config |= {"genotype": said}
+            if config["relaxation"].get("genotype") == given:
+                config["relaxation"]["genotype"] = said
+    return config
 
 
 def _plain(value: object) -> object:

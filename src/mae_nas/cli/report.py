@@ -15,7 +15,7 @@ from mae_nas.cli.arguments import read_arguments
 from mae_nas.keys import ABSENT, find, leaves
 from mae_nas.runs.files import read_json, write_text
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.listing import look, printable
+from mae_nas.runs.listing import MEASURES, look, printable
 
 USAGE = """\
 mae-nas report RUN|SWEEP... [output=FILE]
@@ -34,6 +34,7 @@ PICTURES = {
     "reconstructions": "Held-out images: whole, masked, predicted, and put together",
 }
 SWEEP_PICTURE = "sweep"
+MOST_BYTES, MOST_SECONDS = 2**25, 1e9
 SEARCHED = {
     "space": "space._target_",
     "relaxation": "relaxation._target_",
@@ -110,22 +111,20 @@ def _printable(value: object) -> object:
 
 
 def _sections(folder: Path) -> Iterator[Section]:
-    if (folder / "sweep.csv").exists() or not (folder / "config.json").exists():
-        yield _sweep(folder)
-    else:
-        yield _run(folder)
+    yield _sweep(folder) if (folder / "sweep.csv").exists() else _run(folder)
 
 
 def _sweep(folder: Path) -> Section:
     missing: list[str] = []
     rows = _table(folder / "sweep.csv", missing)
+    is_table3 = bool(rows) and {"mask.ratio", "decoder"} <= set(rows[0])
     return Section(
         title=f"Sweep {folder.name}",
         facts={},
         head=rows[0] if rows else (),
         rows=rows[1:],
         pictures=_pictures(folder, {SWEEP_PICTURE: "Skips and loss over the swept axes"}, missing),
-        notes=[PAPER],
+        notes=[PAPER] if is_table3 else (),
         missing=missing,
     )
 
@@ -133,16 +132,20 @@ def _sweep(folder: Path) -> Section:
 def _table(path: Path, missing: list[str]) -> list[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [[_short(cell) for cell in row] for row in csv.reader(file)]
+            head, *rows = [*csv.reader(file)] or [[]]
+            return [
+                head,
+                *([_short(*pair) for pair in zip(head, row, strict=False)] for row in rows),
+            ]
     except (OSError, ValueError, csv.Error) as error:
         missing.append(f"{path.name}: {_why(error)}")
         return []
 
 
-def _short(cell: str) -> str:
-    """A measured number to four digits; other text as it is."""
+def _short(column: str, cell: str) -> str:
+    """What was measured to four digits; other text as it is."""
     try:
-        return f"{float(cell):.4g}" if "." in cell else cell
+        return f"{float(cell):.4g}" if column in MEASURES else cell
     except ValueError:
         return cell
 
@@ -150,14 +153,19 @@ def _short(cell: str) -> str:
 def _run(path: Path) -> Section:
     folder, missing = RunFolder(path), list[str]()
     state = look(path)
-    config = find(_read(folder.config, missing), "config")
+    try:
+        config: object = folder.read_config()
+    except (OSError, ValueError) as error:
+        config = None
+        missing.append(_why(error))
     summary = _read(folder.summary, missing)
     reading = _read(folder.genotype, missing)
-    skips = {
-        f"{kind} cell, skips": f"{_said(reading, f'skips.{kind}')} "
-        f"(chance {_said(summary, f'skip_chance.{kind}.mean')})"
-        for kind in ("normal", "reduce")
-    }
+    skips = {}
+    for kind in ("normal", "reduce"):
+        chance = _said(summary, f"skip_chance.{kind}.mean")
+        if kind == "normal" and summary is None:  # not finished
+            chance = _said(reading, "chance_normal")
+        skips[f"{kind} cell, skips"] = f"{_said(reading, f'skips.{kind}')} (chance {chance})"
     losses = {"held-out loss": _said(reading, "held_out_loss")}
     losses |= {
         f"loss of {name.replace('_', ' ')}": _said(value, "")
@@ -167,7 +175,7 @@ def _run(path: Path) -> Section:
     verdict = {"state": state.state, "verdict": _said(reading, "verdict")}
     verdict |= {"at step": _said(reading, "step")} | ({"why": state.reason} if state.reason else {})
     overrides = find(summary, "overrides")
-    words = [str(word) for word in overrides] if isinstance(overrides, list) else []
+    given = [str(word) for word in overrides] if isinstance(overrides, list) else None
     return Section(
         title=f"Run {path.name}",
         facts={
@@ -187,8 +195,14 @@ def _run(path: Path) -> Section:
         pictures=_pictures(folder.plots, PICTURES, missing),
         notes=(),
         missing=missing,
-        command=shlex.join(["mae-nas", "search", *words]) if words else "",
+        command="" if given is None else _command(given),
     )
+
+
+def _command(overrides: Sequence[str]) -> str:
+    """That makes the same search anew, wherever it went and whatever it continued."""
+    words = [word for word in overrides if not word.lstrip("+~").startswith(("hydra.", "resume="))]
+    return shlex.join(["mae-nas", "search", *words])
 
 
 def _pictures(
@@ -198,12 +212,11 @@ def _pictures(
     found = []
     for name, caption in captions.items():
         file = folder / f"{name}.svg"
-        try:
-            content = base64.b64encode(file.read_bytes()).decode()
-        except OSError as error:
-            missing.append(f"{file.name}: {_why(error)}")
-        else:
-            found.append((caption, f"data:image/svg+xml;base64,{content}"))
+        if not file.is_file() or file.stat().st_size > MOST_BYTES:
+            missing.append(f"{file.name}: no such picture")
+            continue
+        content = base64.b64encode(file.read_bytes()).decode()
+        found.append((caption, f"data:image/svg+xml;base64,{content}"))
     return found
 
 
@@ -223,7 +236,7 @@ def _said(tree: object, key: str) -> str:
     value = find(tree, key)
     if value is ABSENT or value is None:
         return "–"
-    if key == "wall_seconds" and isinstance(value, int | float):
+    if key == "wall_seconds" and isinstance(value, int | float) and 0 <= value < MOST_SECONDS:
         return str(timedelta(seconds=round(value)))
     if isinstance(value, float):
         return f"{value:.4g}"

@@ -34,7 +34,7 @@ class Relaxation(nn.Module, ABC):
     autocast precision (float64 under `64-true`).
 
     Args:
-        space: that the supernet computes and derivation chooses from.
+        space: the search space, and what the supernet computes of it.
     """
 
     learns = True

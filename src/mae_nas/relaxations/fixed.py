@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mae_nas.backbone import CELL_KINDS
 from mae_nas.genotype import Genotype, read_genotype
@@ -28,10 +29,16 @@ class Fixed(Relaxation):
     learns = False
 
     def __init__(self, space: SearchSpace, genotype: str) -> None:
-        super().__init__(_OneCell(space, _genotype(genotype, space)))
+        one_cell = _OneCell(space, _genotype(genotype, space))
+        super().__init__(one_cell)
+        self._scores = {kind: one_cell.among(space, kind) for kind in self.alphas}
 
     def mixture(self) -> dict[str, Mixture]:
         return {kind: Mixture(torch.ones_like(alpha)) for kind, alpha in self.alphas.items()}
+
+    def scores(self) -> dict[str, Tensor]:
+        """One-hot over the candidates of the space that the genotype is from."""
+        return {kind: scores.clone() for kind, scores in self._scores.items()}
 
 
 class _OneCell(SearchSpace):
@@ -45,6 +52,11 @@ class _OneCell(SearchSpace):
         for kind, cell in genotype.cells.items():
             chosen = {(edge.source, edge.target): edge.primitive for edge in cell.edges}
             degrees = {node: [t for _, t in chosen].count(node) for node in space.concat}
+            if set(cell.concat) != set(space.concat):
+                raise ValueError(
+                    f"genotype: {kind} cell: concatenates nodes {sorted(cell.concat)}, those of "
+                    f"{type(space).__name__} are {list(space.concat)}"
+                )
             if len(chosen) < len(cell.edges) or set(degrees.values()) != {space.kept_edges}:
                 raise ValueError(
                     f"genotype: {kind} cell: every node of {type(space).__name__} keeps "
@@ -55,6 +67,11 @@ class _OneCell(SearchSpace):
 
     def primitives(self, kind: str) -> Sequence[Sequence[str]]:
         return self._names[kind]
+
+    def among(self, space: SearchSpace, kind: str) -> Tensor:
+        """1 for each chosen operation among the candidates of `space`, else 0: (E, K)."""
+        rows = zip(space.primitives(kind), self.primitives(kind), strict=True)
+        return torch.tensor([[float(name in chosen) for name in names] for names, chosen in rows])
 
     def operations(self) -> Mapping[str, Callable[[int, int], Primitive]]:
         return self._operations

@@ -20,7 +20,7 @@ def make_fused(make: OptimizerMaker, parameters: Iterable[nn.Parameter]) -> Opti
     bound = getattr(make, "keywords", {})
     if any(bound.get(name) is not None for name in ("fused", "foreach")):
         optimizer = make(parameters)
-    elif "fused" in known and not bound.get("dampening"):
+    elif "fused" in known and not (bound.get("dampening") or bound.get("differentiable")):
         optimizer = make(parameters, fused=True)
     elif "foreach" in known:
         optimizer = make(parameters, foreach=True)

@@ -157,9 +157,10 @@ def reading_row(reading: Reading, space: SearchSpace) -> dict[str, float | str]:
 
 def relative_entropy(weights: np.ndarray) -> float:
     """Mean over edges of −Σ w·log w / log K for (E, K) weights: 1 uniform, 0 decided."""
-    total = weights / weights.sum(axis=1, keepdims=True)
+    # An edge that a given cell leaves out has no weight at all, and is as decided as one with 1.
+    total = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
     surprise = -(total * np.log(np.maximum(total, 1e-300))).sum(axis=1)
-    return float(surprise.mean() / max(np.log(weights.shape[1]), 1e-300))  # K = 1: decided
+    return float(surprise.mean() / np.log(weights.shape[1]))
 
 
 def undetermined_kinds(module: SearchModule) -> list[str]:

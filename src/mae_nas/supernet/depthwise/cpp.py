@@ -54,7 +54,7 @@ def forward(edges: Convolutions, shift: Tensor | None, out: Sequence[Tensor]) ->
     """See the interface."""
     _run(
         "depthwise_forward",
-        *_described(edges, edges.form, edges.weight, len(edges.weight)),
+        *_described(edges, edges.form, edges.weight),
         _pointers(edges.x),
         edges.weight.data_ptr(),
         None if shift is None else shift.data_ptr(),
@@ -70,7 +70,7 @@ def backward(
     to_weight = torch.empty_like(edges.weight) if wants_weight else None
     _run(
         "depthwise_backward",
-        *_described(edges, edges.form, edges.weight, len(edges.weight)),
+        *_described(edges, edges.form, edges.weight),
         _pointers(edges.x),
         edges.weight.data_ptr(),
         _pointers(gradient),
@@ -144,9 +144,8 @@ def _run(name: str, *arguments: object) -> None:
         raise AssertionError(f"no kernel {name} for {arguments[3:7]}")
 
 
-def _described(
-    given: Convolutions | Pools, form: Sequence[int], like: Tensor, edges: int = 0
-) -> list[object]:
+def _described(given: Convolutions | Pools, form: Sequence[int], like: Tensor) -> list[object]:
+    edges = len(like) if isinstance(given, Convolutions) else 0
     source, target = given.source, given.target
     threads = min(torch.get_num_threads(), source.batch)
     shape = _Shape(source.batch, edges, source.height, source.width, like.shape[-1], threads)
