@@ -7,7 +7,8 @@ export MAE_NAS_DATA
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow check lint-conf bench \
-	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size table3 report
+	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size \
+	table3 table3-factors table2 figure2 report
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -76,21 +77,22 @@ search-imagenet: install ## search on ImageNet (PRESET=unnas|pcdarts)
 sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both decoders (PARALLEL=jobs at once)
 	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim $(call LEFT_OUT,RATIOS) hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)
 
-# Evidence: what is claimed of the paper's tables, from records that experiments/CLAIM keeps.
-FOLDER_smoke = runs/$@-smoke
-FOLDER_small = experiments/$@
-FOLDER_full = experiments/$@/full
+# Evidence: what is claimed of the paper's tables, from records that experiments/CLAIM keeps; the
+# sweeps of a claim stand in its claim.py, and each is printed before it starts.
 EVIDENCE = $(BIN)/python experiments/evidence.py
-# A claim's axes at each scale; what smoke leaves out of the whole is recorded.
-TABLE3 := seed=0,1,2,3,4 space=s0,s2 mask.ratio=0.2,0.4,0.6,0.8
-TABLE3_smoke := seed=0 space=s0 mask.ratio=0.2,0.8 'left_out=["axes of the whole: $(TABLE3)"]'
-TABLE3_small := $(TABLE3)
-TABLE3_full := $(TABLE3)
+CLAIM = $(EVIDENCE) run $(subst -,_,$@) --scale $(SCALE) --parallel $(PARALLEL) $(ARGS)
 
 table3: install ## Table 3 of the paper: skips with and without the hierarchical decoder
-	$(SEARCH) -m hydra.launcher.parallel=$(PARALLEL) experiment=table3 $(TABLE3_$(SCALE)) decoder=hierarchical,simmim hydra.sweep.dir=runs/table3-$(SCALE) $(ARGS); \
-	code=$$?; $(EVIDENCE) collect $@ runs/$@-$(SCALE) --folder $(FOLDER_$(SCALE)) && \
-	$(EVIDENCE) report $@ --folder $(FOLDER_$(SCALE)) && exit $$code
+	$(CLAIM)
+
+table3-factors: install ## what in the decoder sets the skips, and whether alpha hears the target
+	$(CLAIM)
+
+table2: install ## Table 2 of the paper: mask ratio and patch size, and what the cells are worth alone
+	$(CLAIM)
+
+figure2: install ## Figure 2 of the paper: what is rebuilt with the hierarchical decoder and without
+	$(CLAIM)
 
 report: install ## tables, pictures and the README's results, made again from the records
 	$(EVIDENCE) report

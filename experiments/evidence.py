@@ -1,36 +1,38 @@
-"""From finished runs to records, and from records to what is claimed.
+"""From a claim to its sweeps, from finished runs to records, and from records to what is found.
 
-    python experiments/evidence.py collect CLAIM SWEEP   # a sweep's finished runs, as records
-    python experiments/evidence.py report [CLAIM...]     # tables, pictures, the README's results
+    python experiments/evidence.py run CLAIM --scale small   # search; collect; report
+    python experiments/evidence.py collect CLAIM SWEEP...    # ended runs of sweeps, as records
+    python experiments/evidence.py report [CLAIM...]         # tables, pictures, README's results
 
-A claim is a folder here: `records.jsonl` holds a line per run (its summary.json, and what was read
-along the way), and `report.py` makes `table.md` and pictures from the records and nothing else.
-With `--folder`, records and what is made of them lie elsewhere, and the README is left alone.
+A claim is a folder here: `claim.py` says which sweeps answer it (its axes at each scale) and makes
+`table.md` and pictures from `records.jsonl` and nothing else; a record is a run's summary.json and
+what was read along the way. Full scale has the axes of small unless it names its own. With
+`--folder`, records and what is made of them lie elsewhere, and the README is left alone.
 """
 
 import argparse
 import json
 import math
+import os
+import shlex
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from inference import cells_of, detectable
 
 from mae_nas.checks import first_line
 from mae_nas.keys import find, is_inside, leaves
 from mae_nas.runs.files import write_text
 from mae_nas.runs.resume import FREE
 from mae_nas.runs.tables import JsonLines, MetricsTable
-from mae_nas.spaces import SearchSpace
 
 Record = Mapping[str, Any]
 HERE = Path(__file__).parent
-SIGNIFICANCE = 0.05
 SAME = frozenset(FREE) - {"trainer.max_steps"}
 """Keys that change no result."""
 README = HERE.parent / "README.md"
@@ -42,12 +44,22 @@ def read_records(folder: Path) -> list[Record]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def collect(folder: Path, runs: Iterable[Path]) -> int:
+Sweep = tuple[str, Sequence[str]]
+"""A name and its overrides, axes among them."""
+Extra = Callable[[Path], Mapping[str, Any]]
+"""What a claim's records hold besides: `claim.extra`, of an ended run's folder."""
+
+
+def collect(folder: Path, runs: Iterable[Path], extra: Extra | None = None) -> int:
     """Add the ended runs among `runs` to the folder's records, and count them.
 
     Of two records of one search the first stays.
     """
-    found = [record for run in sorted(runs) if (record := _record(run)) is not None]
+    found = [
+        {**record, **(extra(run) if extra else {})}
+        for run in sorted(runs)
+        if (record := _record(run)) is not None
+    ]
     records: dict[tuple[object, ...], Record] = {}
     for record in (*read_records(folder), *found):
         records.setdefault(_identity(record), record)
@@ -82,7 +94,7 @@ def _record(run: Path) -> Record | None:
     names = [
         name
         for name in (rows[0] if rows else ())
-        if name.startswith(("grad_norm_alpha", "rms_", "step"))
+        if name.startswith(("grad_norm_alpha", "rms_", "step", "seconds"))
     ]
     metrics = {name: [_number(row[name]) for row in rows] for name in names}
     return {**summary, "course": course, "metrics": metrics}
@@ -109,78 +121,91 @@ def stable_since(record: Record) -> int:
     return steps[changes[-1]] if changes else steps[0]
 
 
-def chance_of_a_skip(space: SearchSpace) -> Fraction:
-    """That a kept edge of the normal cell is a skip, where noise α are derived.
+def is_alone(record: Record) -> bool:
+    """Whether one given cell was trained, and nothing searched."""
+    return find(record["config"], "relaxation._target_") == "mae_nas.relaxations.Fixed"
 
-    Exact: an edge is kept for the size of its largest weight, which says nothing of whose it is, so
-    that each candidate but `none` is as likely and kept edges are independent. For spaces in which
-    all edges have the same candidates.
+
+def losses_alone(records: Iterable[Record], searches: Sequence[Record]) -> list[float]:
+    """Held-out losses of the cells that searches found, each trained alone; none for one untrained.
+
+    A cell that two searches found was trained once, and counts for both.
     """
-    skips, zeros = space.flags("normal", "is_skip"), space.flags("normal", "is_zero")
-    shares = {
-        Fraction(sum(skip), len(zero) - sum(zero)) for skip, zero in zip(skips, zeros, strict=True)
-    }
-    if len(shares) > 1:
-        raise ValueError(f"{type(space).__name__}: its edges differ in their candidates")
-    return shares.pop()
+    alone = [record for record in records if is_alone(record)]
+    losses = dict(zip((cells_of(r["genotype"]) for r in alone), losses_of(alone), strict=True))
+    found = [losses.get(cells_of(search["genotype"])) for search in searches]
+    return [loss for loss in found if loss is not None]
 
 
-def against_chance(space: SearchSpace, skips: Sequence[int], edges: int = 8) -> float:
-    """Exact two-sided binomial p: a total of skips that is no likelier than this one, by noise."""
-    p, kept = chance_of_a_skip(space), edges * len(skips)
-    likelihood = [math.comb(kept, k) * p**k * (1 - p) ** (kept - k) for k in range(kept + 1)]
-    return float(sum(each for each in likelihood if each <= likelihood[sum(skips)]))
+def skips_of(records: Iterable[Record]) -> list[int]:
+    """Of the normal cell, in the records' order: by seed."""
+    return [record["skip_counts"]["normal"] for record in records]
 
 
-def permutation_p(one: Sequence[float], other: Sequence[float]) -> float:
-    """Exact two-sided p of a difference between means: every division of the values in two."""
-    values, n = [*one, *other], len(one)
-    total = math.fsum(values)
-
-    def difference(mine: Sequence[float]) -> float:
-        return abs(math.fsum(mine) / n - (total - math.fsum(mine)) / (len(values) - n))
-
-    divisions = list(combinations(values, n))
-    return sum(difference(mine) >= difference(one) - 1e-12 for mine in divisions) / len(divisions)
+def losses_of(records: Iterable[Record]) -> list[float]:
+    """Of held-out images at the end."""
+    return [record["final"]["held_out_loss"] for record in records]
 
 
-def permutation_interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """The shifts between two arms that an exact permutation test does not refute at 2.5 % a side.
+def axes_at(scale: str, axes: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """A claim's axes; those of small where a scale has none of its own."""
+    return axes.get(scale, axes["small"])
 
-    Exchanging equally many values, A of one arm for B of the other, lowers the difference exactly
-    if mean(A) − mean(B) exceeds the shift: so the ends are quantiles of those differences.
+
+SOME = "DARTS_V2 random:0"
+GIVEN = """DARTS_V1 DARTS_V2 PC_DARTS_cifar PDARTS GDAS_V1 SNAS_mild RLNAS_cifar10
+    UNNAS_IMAGENET_COL random:0 random:1 random:2 random:3 random:4 random:5 random:6 random:7
+    random:8 random:9"""
+
+
+def cells_alone(scale: str, *sweeps: Path) -> Sequence[str]:
+    """Overrides that train each cell alone, all with one seed and under one mask.
+
+    The different cells that the sweeps' ended runs found, published cells, and random ones.
     """
-    shifts = sorted(
-        float(np.mean(mine) - np.mean(others))
-        for count in range(1, min(len(one), len(other)) + 1)
-        for mine in combinations(one, count)
-        for others in combinations(other, count)
-    )
-    rank = int(SIGNIFICANCE / 2 * (len(shifts) + 1))
-    return (shifts[rank - 1], shifts[-rank]) if rank else (-math.inf, math.inf)
+    ended = {run: _record(run) for sweep in sweeps for run in sorted(sweep.iterdir())}
+    found = {cells_of(r["genotype"]): f'"{run}"' for run, r in ended.items() if r is not None}
+    given = (SOME if scale == "smoke" else GIVEN).split()
+    return "seed=0", "relaxation=fixed", f"genotype={','.join([*found.values(), *given])}"
 
 
-def told(p: float) -> str:
-    """A p to be read."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
+    """Run the claim's sweeps and report their records; the exit code.
+
+    A sweep in which a job failed leaves the next alone; one that was stopped ends all. The same
+    command goes on.
+    """
+    os.chdir(HERE.parent)  # so that records hold no path of this computer
+    module, folder = import_module(f"{claim}.claim"), Path("runs") / f"{claim}-{scale}"
+    whole = axes_at("full", module.AXES)
+    is_part = axes_at(scale, module.AXES) != whole
+    left = [f"left_out={json.dumps(['of the axes ' + ' '.join(whole)])}"] if is_part else []
+    code = 0
+    for name, overridden in module.sweeps(scale, folder):
+        words = ["search", "-m", f"scale={scale}", f"experiment={claim}", *overridden, *left]
+        words += [f"hydra.launcher.parallel={parallel}", f"hydra.sweep.dir={folder / name}"]
+        words += overrides
+        sys.stdout.write(f"mae-nas {shlex.join(words)}\n")
+        sys.stdout.flush()
+        with subprocess.Popen([sys.executable, "-m", "mae_nas", *words]) as sweep:
+            ended = _wait(sweep)
+        code = code or ended
+        if ended not in (0, 1):
+            return ended
+    runs = [run for sweep in folder.iterdir() if sweep.is_dir() for run in sweep.iterdir()]
+    records = folder if scale == "smoke" else HERE / claim / ("full" if scale == "full" else "")
+    collect(records, runs, getattr(module, "extra", None))
+    report(claim, records)
+    return code
 
 
-def compared(one: Sequence[float], other: Sequence[float]) -> str:
-    """The difference of two arms in words, with its interval and whether it can be told."""
-    difference = f"{np.mean(one) - np.mean(other):+.2f}"
-    if 2 / math.comb(len(one) + len(other), len(one)) > SIGNIFICANCE:
-        return f"{difference}: too few seeds to tell"
-    low, high = permutation_interval(one, other)
-    p = permutation_p(one, other)
-    words = "" if p < SIGNIFICANCE else ": not distinguishable"
-    return f"{difference} [{low:+.2f}, {high:+.2f}], p = {told(p)}{words}"
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation over seeds; a single value alone."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; Ctrl-C reaches it as well, and it ends in order."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -197,9 +222,26 @@ def costs(records: Sequence[Record]) -> str:
         str(r["git"]["commit"])[:7] + (" (changed)" if r["git"].get("dirty") else "")
         for r in records
     }
+    alone = sum(map(is_alone, records))
+    trained = f" and {alone} trainings of given cells" if alone else ""
     return (
-        f"{len(records)} searches, {hours:.1f} hours in all, on {', '.join(sorted(devices))}; "
-        f"commits {', '.join(sorted(commits))}.\n"
+        f"{len(records) - alone} searches{trained}, {hours:.1f} hours in all, on "
+        f"{', '.join(sorted(devices))}; commits {', '.join(sorted(commits))}.\n"
+    )
+
+
+def power(groups: Iterable[Sequence[float]], unit: str) -> str:
+    """What difference of two arms as large as these would be told: a line."""
+    replicated = [values for values in groups if len(values) > 1]
+    if not replicated:
+        return "One seed an arm: no difference can be told.\n"
+    seeds = min(map(len, replicated))
+    sd = math.sqrt(math.fsum(np.var(v, ddof=1) for v in replicated) / len(replicated))
+    times = detectable(seeds)
+    return (
+        f"Within an arm {unit} vary by {sd:.2g} (pooled standard deviation). {seeds} seeds a\n"
+        f"side tell arms that lie {times:.1f} such deviations apart, {times * sd:.2g} {unit}, in\n"
+        "80 % of repeats (simulated).\n"
     )
 
 
@@ -239,7 +281,7 @@ def report(claim: str, folder: Path) -> None:
     records = read_records(folder)
     if not records:
         raise ValueError(f"{folder / 'records.jsonl'}: no records yet; make {claim} makes some")
-    module = import_module(f"{claim}.report")
+    module = import_module(f"{claim}.claim")
     write_text(folder / "table.md", module.tables(records))
     module.draw(records, folder)
     if folder.resolve() == (HERE / claim).resolve():
@@ -249,25 +291,34 @@ def report(claim: str, folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
-    known = sorted(path.parent.name for path in HERE.glob("*/report.py"))
+    known = sorted(path.parent.name for path in HERE.glob("*/claim.py"))
     parser = argparse.ArgumentParser(prog="evidence")
     actions = parser.add_subparsers(dest="action", required=True)
-    collecting, reporting = (actions.add_parser(name) for name in ("collect", "report"))
-    collecting.add_argument("claim", choices=known)
-    collecting.add_argument("sweep", type=Path)
+    running, collecting, reporting = map(actions.add_parser, ("run", "collect", "report"))
+    for action in (running, collecting):
+        action.add_argument("claim", choices=known)
+    running.add_argument("--scale", choices=("smoke", "small", "full"), default="smoke")
+    running.add_argument("--parallel", type=int, default=1, help="jobs at once")
+    running.add_argument("overrides", nargs="*", help="of every search, e.g. trainer.max_steps=9")
+    collecting.add_argument("sweeps", type=Path, nargs="+", metavar="sweep")
     reporting.add_argument("claims", nargs="*", metavar="claim", help=f"of {', '.join(known)}")
     for action in (collecting, reporting):
         action.add_argument("--folder", type=Path)
     given = parser.parse_args(arguments)
     try:
-        if given.action == "collect":
-            added = collect(given.folder or HERE / given.claim, given.sweep.iterdir())
-            sys.stdout.write(f"{given.claim}: {added} ended runs in {given.sweep}\n")
+        if given.action == "run":
+            sys.exit(run(given.claim, given.scale, given.parallel, given.overrides))
+        if given.action == "report":
+            for claim in given.claims or [c for c in known if read_records(HERE / c)]:
+                if claim not in known:
+                    raise ValueError(f"{claim}: no such claim; there are {', '.join(known)}")
+                report(claim, given.folder or HERE / claim)
             return
-        for claim in given.claims or [c for c in known if (HERE / c / "records.jsonl").exists()]:
-            if claim not in known:
-                raise ValueError(f"{claim}: no such claim; there are {', '.join(known)}")
-            report(claim, given.folder or HERE / claim)
+        runs = [run for sweep in given.sweeps for run in sweep.iterdir()]
+        extra = getattr(import_module(f"{given.claim}.claim"), "extra", None)
+        ended = collect(given.folder or HERE / given.claim, runs, extra)
+        places = " ".join(map(str, given.sweeps))
+        sys.stdout.write(f"{given.claim}: {ended} ended runs in {places}\n")
     except (ValueError, OSError) as error:
         sys.exit(f"evidence: {first_line(error)}")
 

@@ -10,6 +10,7 @@ import pytest
 
 from mae_nas.cli.main import main
 from mae_nas.cli.report import PICTURES
+from mae_nas.genotype import read_genotype
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -37,7 +38,12 @@ class Seen(HTMLParser):
 
 def a_run(folder: Path, **others: object) -> Path:
     (folder / "plots").mkdir(parents=True)
-    config = {"mask": {"ratio": 0.2}, "space": {"_target_": "mae_nas.spaces.S0"}, "seed": 7}
+    config = {
+        "mask": {"ratio": 0.2},
+        "space": {"_target_": "mae_nas.spaces.S0"},
+        "supernet": {"width": 4, "depth": 3},
+        "seed": 7,
+    }
     (folder / "config.json").write_text(
         json.dumps({"format": "mae_nas.config/1", "config": config})
     )
@@ -47,10 +53,17 @@ def a_run(folder: Path, **others: object) -> Path:
         "yardsticks": {"constant": 0.8},
         "overrides": ["mask.ratio=0.2", "name=a b"],
         "wall_seconds": 3725.2,
+        "data": {"side": 32, "channels": 3},
         **others,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
-    reading = {"step": 40, "verdict": "ok", "held_out_loss": 0.5, "skips": {"normal": 3}}
+    reading = {
+        **read_genotype("DARTS_V2").to_dict(),
+        "step": 40,
+        "verdict": "ok",
+        "held_out_loss": 0.5,
+        "skips": {"normal": 3},
+    }
     reading["chance_normal"] = 1.2
     (folder / "genotype.json").write_text(json.dumps(reading))
     for name in PICTURES:
@@ -74,6 +87,11 @@ def test_a_page_holds_everything_itself(tmp_path: Path, capsys: pytest.CaptureFi
     assert facts["mask ratio"] == "0.2"
     assert facts["To repeat it"] == "mae-nas search mask.ratio=0.2 'name=a b'"
     assert "Not there, or not readable:" not in page.texts
+    found, published = (page.texts.index(name) for name in ("found", "DARTS_V2"))
+    assert page.texts[found + 1 : found + 4] == page.texts[published + 1 : published + 4]
+    assert page.texts[published + 3] == "2"  # skips
+    assert page.texts[page.texts.index("RLNAS_cifar10") + 1] != page.texts[found + 1]
+    assert "NASNet" not in page.texts  # not of S0
 
 
 def test_texts_from_a_stranger_are_shown_as_text(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Statistics against enumerations, and records to tables by the script itself."""
 
 import json
-import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -15,10 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mae_nas.cli.compose import compose
+from mae_nas.cli.jobs import split_values
+from mae_nas.genotype import read_genotype
 from mae_nas.search.collapse import chance_of_skips
 from mae_nas.spaces import S0, S1, S2, S3
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def inference(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import inference
+
+    return inference
 
 
 @pytest.fixture
@@ -34,41 +45,43 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_chance_of_a_skip_is_what_noise_gives(evidence: ModuleType) -> None:
+def test_chance_of_a_skip_is_what_noise_gives(inference: ModuleType) -> None:
     for space, share in ((S0(), Fraction(1, 7)), (S2(), Fraction(1, 2)), (S3(), Fraction(1, 2))):
-        assert evidence.chance_of_a_skip(space) == share
+        assert inference.chance_of_a_skip(space) == share
         drawn = chance_of_skips(space, "normal")  # 20,000 cells
         for k, frequency in enumerate(drawn):
             exact = float(comb(8, k) * share**k * (1 - share) ** (8 - k))
             assert abs(frequency - exact) < 5 * (exact * (1 - exact) / 20_000) ** 0.5 + 1e-12
     with pytest.raises(ValueError, match="S1: its edges differ"):
-        evidence.chance_of_a_skip(S1())
+        inference.chance_of_a_skip(S1())
 
 
-def test_a_total_against_chance_is_the_exact_binomial(evidence: ModuleType) -> None:
-    assert evidence.against_chance(S0(), [8]) == pytest.approx(7.0**-8)
-    assert evidence.against_chance(S0(), [8] * 5) == pytest.approx(7.0**-40)
-    assert evidence.against_chance(S2(), [0, 0]) == pytest.approx(2 * 0.5**16)  # 16 skips as well
-    assert evidence.against_chance(S2(), [3, 5]) == 1
-    assert evidence.told(7.0**-40) == "< 0.0001"
+def test_a_total_against_chance_is_the_exact_binomial(inference: ModuleType) -> None:
+    assert inference.against_chance(S0(), [8]) == pytest.approx(7.0**-8)
+    assert inference.against_chance(S0(), [8] * 5) == pytest.approx(7.0**-40)
+    assert inference.against_chance(S2(), [0, 0]) == pytest.approx(2 * 0.5**16)  # 16 skips as well
+    assert inference.against_chance(S2(), [3, 5]) == 1
+    assert inference.told(7.0**-40) == "< 0.0001"
 
 
-def test_exact_permutations(evidence: ModuleType) -> None:
-    assert evidence.permutation_p([8, 8, 7, 6, 8], [0, 1, 0, 1, 2]) == 2 / 252  # none is as far
-    assert evidence.permutation_p([1, 2, 3], [1, 2, 3]) == 1
+def test_exact_permutations(inference: ModuleType) -> None:
+    assert (
+        inference.permutation_p([([8, 8, 7, 6, 8], [0, 1, 0, 1, 2])]) == 2 / 252
+    )  # none is as far
+    assert inference.permutation_p([([1, 2, 3], [1, 2, 3])]) == 1
     values = [1, 2, 6, 3, 4, 5]
     sums = [sum(chosen) for chosen in combinations(values, 3)]
     expected = sum(abs(each - 10.5) >= 1.5 for each in sums) / len(sums)
-    assert evidence.permutation_p(values[:3], values[3:]) == expected
+    assert inference.permutation_p([(values[:3], values[3:])]) == expected
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.5])
 def test_an_interval_holds_what_its_own_test_does_not_refute(
-    evidence: ModuleType, shift: float
+    inference: ModuleType, shift: float
 ) -> None:
     draws = np.random.default_rng(5).normal(size=(2, 5))
     one, other = (draws[0] + shift).tolist(), draws[1].tolist()
-    low, high = evidence.permutation_interval(one, other)
+    low, high = inference.permutation_interval([(one, other)])
 
     def tails(by: float) -> tuple[float, float]:
         """P(a division is as high, as low), once the shift is taken off: by every division."""
@@ -82,12 +95,70 @@ def test_an_interval_holds_what_its_own_test_does_not_refute(
     assert min(tails(high + 1e-6)) <= 0.025 < min(tails(high - 1e-6))
 
 
-def test_arms_are_compared_in_words(evidence: ModuleType) -> None:
+def test_strata_are_divided_each_on_its_own(inference: ModuleType) -> None:
+    pairs = [([1.0, 4.0, 2.5], [0.0, 1.5, 2.0]), ([7.0, 9.0, 8.0], [6.5, 8.5, 5.0])]
+    found = []
+    for firsts in combinations(range(6), 3):
+        for seconds in combinations(range(6), 3):
+            means = []
+            for (one, other), mine in zip(pairs, (firsts, seconds), strict=True):
+                values = [*one, *other]
+                rest = [values[i] for i in range(6) if i not in mine]
+                means.append(sum(values[i] for i in mine) / 3 - sum(rest) / 3)
+            found.append(sum(means) / 2)
+    expected = sum(abs(each) >= abs(found[0]) - 1e-12 for each in found) / len(found)
+    assert inference.permutation_p(pairs) == expected
+    low, high = inference.permutation_interval(pairs)
+    assert low < found[0] < high
+    moved = [([value - low + 1e-6 for value in one], other) for one, other in pairs]
+    one_sided = inference.divisions(moved)[0]
+    assert np.mean(one_sided >= one_sided[0] - 1e-12) <= 0.025
+
+
+def test_what_few_seeds_can_tell(inference: ModuleType) -> None:
+    assert inference.detectable(3) == float("inf")  # 2 of 20 divisions at best
+    # Student's t, five a side: power .8 at 2.02 deviations (published tables of Cohen's d).
+    assert inference.detectable(5) == pytest.approx(2.02, abs=0.15)
+    assert inference.detectable(5) > inference.detectable(6)
+
+
+def test_agreement_of_cells_and_what_permuted_ones_give(inference: ModuleType) -> None:
+    one, other = (
+        inference.cells_of(read_genotype(name).to_dict()) for name in ("DARTS_V1", "DARTS_V2")
+    )
+    assert len(one) == 16
+    by_hand = [("normal", 2, 0, "sep_conv_3x3"), ("normal", 2, 1, "sep_conv_3x3")]
+    assert {*by_hand} <= one & other
+    assert inference.agreement([one, one, other]) == (
+        (16 + 2 * inference.shared(one, other)[0]) / 3,
+        (16 + 2 * inference.shared(one, other)[1]) / 3,
+    )
+    # Of i sources, two pairs drawn at random share 4 / i.
+    draws = np.array(list(inference.agreement_by_chance([one, other], 4000)))
+    expected = 2 * sum(4 / sources for sources in (2, 3, 4, 5))
+    assert draws[:, 0].mean() == pytest.approx(expected, abs=5 * draws[:, 0].std() / 4000**0.5)
+    for cells in (one, other):
+        mixed = inference.permuted(cells, np.random.default_rng(3))
+        assert sorted(edge[3] for edge in mixed) == sorted(edge[3] for edge in cells)
+        assert sorted(edge[:2] for edge in mixed) == sorted(edge[:2] for edge in cells)
+        assert mixed != cells
+
+
+def test_kinship_tells_arms_that_differ(inference: ModuleType) -> None:
+    one, other = (
+        inference.cells_of(read_genotype(name).to_dict()) for name in ("DARTS_V1", "RLNAS_cifar10")
+    )
+    alike = 16 - inference.shared(one, other)[1]
+    assert inference.kinship([one] * 5, [other] * 5) == (alike, 2 / 252)  # and the arms exchanged
+    assert inference.kinship([one, other] * 2, [one, other] * 2)[1] > 0.5
+
+
+def test_arms_are_compared_in_words(inference: ModuleType) -> None:
     one, other = [8, 8, 7, 6, 8], [0, 1, 0, 1, 2]
-    assert evidence.compared(one, other).startswith("+6.60 [+")
-    assert evidence.compared(one, other).endswith("p = 0.0079")
-    assert evidence.compared([1, 2, 3, 1, 2], [2, 1, 3, 1, 2]).endswith(": not distinguishable")
-    assert evidence.compared([8, 8, 8], [0, 0, 0]) == "+8.00: too few seeds to tell"
+    assert inference.compared(one, other).startswith("+6.60 [+")
+    assert inference.compared(one, other).endswith("p = 0.0079")
+    assert inference.compared([1, 2, 3, 1, 2], [2, 1, 3, 1, 2]).endswith(": not distinguishable")
+    assert inference.compared([8, 8, 8], [0, 0, 0]) == "+8.00: too few seeds to tell"
 
 
 def test_results_stand_between_their_markers(evidence: ModuleType) -> None:
@@ -101,8 +172,8 @@ def test_results_stand_between_their_markers(evidence: ModuleType) -> None:
 
 
 def test_the_readme_has_a_place_for_every_claim(evidence: ModuleType) -> None:
-    for report in SCRIPTS.glob("*/report.py"):
-        evidence.replaced(evidence.README.read_text(), report.parent.name, "")
+    for claim in SCRIPTS.glob("*/claim.py"):
+        evidence.replaced(evidence.README.read_text(), claim.parent.name, "")
 
 
 def a_record(seed: int, upsample: str, ratio: float, skips: int) -> dict[str, Any]:
@@ -179,17 +250,59 @@ def test_records_that_are_no_replicates_are_refused(
     assert not (tmp_path / "table.md").exists()
 
 
-@pytest.mark.parametrize("scale", ["smoke", "small", "full"])
-def test_make_asks_for_what_the_report_can_show(scale: str, evidence: ModuleType) -> None:
-    table3 = import_module("table3.report")
-    command = ["make", "-n", "-C", str(SCRIPTS.parent), "table3", f"SCALE={scale}"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    [line] = [line for line in said.splitlines() if "mae-nas search" in line]
-    axes = dict(re.findall(r"(\S+)=([\w.,]+)", line))
-    ratios = set(map(float, axes["mask.ratio"].split(",")))
-    assert ratios <= set(table3.PAPER["nearest"]) == set(table3.PAPER["shuffle"])
-    assert ("left_out" in line) == (scale == "smoke")
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+@pytest.mark.parametrize("claim", ["table3", "table3_factors", "table2", "figure2"])
+def test_sweeps_of_a_claim_compose(
+    claim: str, scale: str, evidence: ModuleType, tmp_path: Path
+) -> None:
+    module = import_module(f"{claim}.claim")
+    for name in ("null", "product", "searches"):
+        (tmp_path / name).mkdir()
+    sweeps = dict(module.sweeps(scale, tmp_path))
+    assert len(sweeps) == {"table3": 1, "figure2": 1, "table2": 3, "table3_factors": 4}[claim]
+    for overrides in sweeps.values():
+        words = [f"scale={scale}", f"experiment={claim}", *overrides]
+        config = compose([text for axis in split_values(words, ()) for text in axis.texts[-1:]])
+        assert config.config["name"] == claim
+    for axes in (*module.AXES.values(), *sweeps.values()):
+        for key, values in dict(axis.split("=") for axis in axes).items():
+            if key == "mask.ratio" and claim == "table3":  # what the paper's column knows
+                assert {*map(float, values.split(","))} <= module.PAPER["nearest"].keys()
+            if key in getattr(module, "KEYS", ()) and claim == "table2":
+                assert {*map(float, values.split(","))} <= module.PAPER[key].keys()
     assert evidence
+
+
+@pytest.mark.slow
+def test_a_claim_is_one_command_that_computes_nothing_twice(
+    tmp_path: Path, data_root: Path
+) -> None:
+    copy = shutil.copytree(SCRIPTS, tmp_path / "experiments")
+    command = [sys.executable, str(copy / "evidence.py"), "run", "table2", "--parallel", "2"]
+    command += ["mask.patch_size=8", "trainer.max_steps=2", f"data.root={data_root.resolve()}"]
+    runs = tmp_path / "runs" / "table2-smoke"
+
+    def records() -> list[dict[str, Any]]:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("mae-nas search -m") == 3
+        found = [json.loads(line) for line in (runs / "records.jsonl").read_text().splitlines()]
+        return sorted(found, key=lambda record: record["config_hash"])
+
+    first = records()
+    targets = [r["config"]["objective"]["target"] for r in first if "genotype" not in r["config"]]
+    assert sorted(targets) == ["image", "image", "permuted"]
+    assert {"DARTS_V2", "random:0"} < {r["config"].get("genotype") for r in first}
+    assert all("ratio=0.1,0.3" in r["config"]["left_out"][0] for r in first)
+    assert "| DARTS" not in (runs / "table.md").read_text()
+    assert (runs / "masks.png").stat().st_size > 10_000
+    gone = next((runs / "null").glob("seed*"))
+    shutil.rmtree(gone)
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/summary.json")}
+    again = records()
+    assert again == first  # of two records of one search the first stays
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (gone / "summary.json").exists()
 
 
 def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path) -> None:

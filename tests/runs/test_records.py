@@ -10,6 +10,7 @@ import torch
 from mae_nas.cli.assemble import Run
 from mae_nas.runs import records
 from mae_nas.runs.records import (
+    costs_alone,
     describe_device,
     git_state,
     network_costs,
@@ -18,6 +19,8 @@ from mae_nas.runs.records import (
 )
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.search import take_reading
+from mae_nas.spaces import S0
+from mae_nas.supernet import SupernetSize
 
 
 def test_versions_name_what_a_result_depends_on() -> None:
@@ -75,6 +78,18 @@ def test_costs_are_those_of_one_image(prepared: Callable[..., Run]) -> None:
     assert run.module.training
     alone = prepared("decoder=simmim", "decoder.kernel=1", "supernet.depth=3", "data.held_out=1")
     assert network_costs(alone.module, alone.data) == costs
+
+
+def test_a_cell_alone_costs_what_its_own_training_says(prepared: Callable[..., Run]) -> None:
+    given = ("space=s0", "relaxation=fixed", "genotype=RLNAS_cifar10", "supernet.depth=3")
+    run = prepared(*given)
+    size, found = SupernetSize(run.config["supernet"]["width"], 3), run.data
+    side, channels = found.side, found.channels
+    costs = costs_alone("RLNAS_cifar10", S0(), size, side, channels)
+    assert costs == network_costs(run.module, run.data)["supernet"]
+    assert costs_alone("DARTS_V2", S0(), size, side, channels) != costs
+    with pytest.raises(ValueError, match="not in S0"):
+        costs_alone("NASNet", S0(), size, side, channels)
 
 
 def test_search_record_is_that_of_the_last_reading(prepared: Callable[..., Run]) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from mae_nas.checks import first_line
 from mae_nas.cli.arguments import read_arguments
+from mae_nas.genotype import PUBLISHED, read_genotype
 from mae_nas.keys import ABSENT, find, leaves
 from mae_nas.runs.files import read_json, write_text
 from mae_nas.runs.folder import RunFolder
@@ -34,7 +36,7 @@ PICTURES = {
     "reconstructions": "Held-out images: whole, masked, predicted, and put together",
 }
 SWEEP_PICTURE = "sweep"
-MOST_BYTES, MOST_SECONDS = 2**25, 1e9
+MOST_BYTES, MOST_SECONDS, LARGEST = 2**25, 1e9, 4096
 SEARCHED = {
     "space": "space._target_",
     "relaxation": "relaxation._target_",
@@ -67,6 +69,8 @@ PAPER = (
     "ratios .2, .4, .6 and .8; without it 8, 6, 2 and 1. Table 2: errors of 2.71 to 2.79 % over "
     "ratios and patch sizes. These are the paper's numbers, not measured here."
 )
+
+SPACES = ("S0", "S1", "S2", "S3", "S4")
 
 
 @dataclass(frozen=True)
@@ -190,13 +194,49 @@ def _run(path: Path) -> Section:
                 **{name: _said(value, "") for name, value in leaves(find(summary, "versions"))},
             },
         },
-        head=(),
-        rows=(),
+        head=("cell alone, of this width and depth", "parameters", "multiply-adds", "normal skips"),
+        rows=_complexity(folder, config, summary, missing),
         pictures=_pictures(folder.plots, PICTURES, missing),
         notes=(),
         missing=missing,
         command="" if given is None else _command(given),
     )
+
+
+def _complexity(
+    folder: RunFolder, config: object, summary: object, missing: list[str]
+) -> list[list[str]]:
+    """The cell found and published ones, each alone in place of the supernet."""
+    space = str(find(config, "space._target_")).removeprefix("mae_nas.spaces.")
+    width, depth = _count(config, "supernet.width"), _count(config, "supernet.depth")
+    side, channels = _count(summary, "data.side"), _count(summary, "data.channels")
+    if space not in SPACES or not width * depth * side * channels:
+        missing.append("complexity: not known before the end, and in the spaces S0 to S4 alone")
+        return []
+    from mae_nas import spaces  # torch, seconds
+    from mae_nas.runs.records import costs_alone
+    from mae_nas.supernet import SupernetSize
+
+    searched, size = getattr(spaces, space)(), SupernetSize(width, depth)
+    rows = []
+    for name, text in {"found": str(folder.path.resolve()), **{n: n for n in PUBLISHED}}.items():
+        try:
+            cells = read_genotype(text)
+            costs = costs_alone(text, searched, size, side, channels)
+        except (ValueError, OSError) as error:
+            if name == "found":
+                missing.append(f"complexity: {first_line(error)}")
+                return []
+            continue  # a published cell that is not of this space
+        skips = sum(edge.primitive == "skip_connect" for edge in cells.normal.edges)
+        rows.append([name, *(f"{value:,}" for value in costs.values()), str(skips)])
+    return rows
+
+
+def _count(tree: object, key: str) -> int:
+    """A whole number that a stranger's file may say; 0 if it is none, or absurd."""
+    value = find(tree, key)
+    return value if isinstance(value, int) and 0 < value <= LARGEST else 0
 
 
 def _command(overrides: Sequence[str]) -> str:

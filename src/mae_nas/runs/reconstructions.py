@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from mae_nas.runs import canvas
+from mae_nas.runs.files import replacing
 
 # Pixels.
 _SIDE, _GAP, _LABELS = 224, 10, 150
@@ -25,7 +26,8 @@ def plot_reconstructions(
         images: values in [0, 1], (N, C, H, W).
         hidden: True where hidden, (N, h, w), patches or pixels: h divides H and w divides W.
         predictions: (N, C, H, W); values outside [0, 1] are clipped.
-        folder: where `reconstructions.png` and `.svg` go.
+        folder: where `reconstructions.png` and `.svg` go, and `.npz` with the arrays `images` and
+            `predictions` (times 255, uint8) and `hidden`.
     """
     channels, height, width = np.shape(images)[1:]
     inputs, guesses = _colours(images), _colours(predictions)
@@ -53,7 +55,20 @@ def plot_reconstructions(
     if channels not in (1, 3):
         note = f"channel 1\nof {channels}"
         figure.text(left, 1 - 2 * _GAP / tall, note, va="top", color=canvas.MUTED)
-    return canvas.save(figure, Path(folder) / "reconstructions")
+    pictures = canvas.save(figure, Path(folder) / "reconstructions")
+    with replacing(pictures[0].with_suffix(".npz")) as name, name.open("wb") as file:
+        np.savez_compressed(
+            file,
+            images=_bytes(images),
+            predictions=_bytes(predictions),
+            hidden=np.asarray(hidden, bool),
+        )
+    return pictures
+
+
+def _bytes(values: ArrayLike) -> NDArray[np.uint8]:
+    """Values in [0, 1] as 0 … 255."""
+    return (255 * np.nan_to_num(np.asarray(values, float)).clip(0, 1) + 0.5).astype(np.uint8)
 
 
 def _colours(images: ArrayLike) -> NDArray[np.float64]:

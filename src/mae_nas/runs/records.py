@@ -11,6 +11,7 @@ import torch
 
 from mae_nas import __version__
 from mae_nas.data import SearchData
+from mae_nas.relaxations import Fixed
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.measure import count_multiply_adds, count_parameters
 from mae_nas.runs.tables import MetricsTable
@@ -18,6 +19,7 @@ from mae_nas.search import Reading, SearchModule
 from mae_nas.search.collapse import mean_skips
 from mae_nas.search.module import evaluating
 from mae_nas.spaces import SearchSpace
+from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy")
 LOSSES = ("weight_loss", "arch_loss")
@@ -78,6 +80,26 @@ def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str,
         name: {"parameters": count_parameters(part), "multiply_adds": operations // images}
         for name, (part, operations) in parts.items()
     }
+
+
+def costs_alone(
+    genotype: str, space: SearchSpace, size: SupernetSize, side: int, channels: int
+) -> dict[str, int]:
+    """What a cell costs where the supernet stood, as `relaxation=fixed` trains it.
+
+    Args:
+        genotype: see `Fixed`; ValueError if it is not of `space`.
+        space: that was searched.
+        size: of the supernet.
+        side: of the images, pixels.
+        channels: of the images.
+    """
+    with torch.device("meta"):  # shapes alone
+        relaxation = Fixed(space, genotype)
+        supernet = Supernet(relaxation.space, channels, 3, size.plan(space, side), ReferenceCell)
+        image = torch.empty(2, channels, side, side)
+        operations = count_multiply_adds(lambda: supernet(image, relaxation.mixture()))
+    return {"parameters": count_parameters(supernet), "multiply_adds": operations // 2}
 
 
 def search_record(

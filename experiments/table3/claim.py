@@ -7,23 +7,28 @@ from typing import Any
 import numpy as np
 from evidence import (
     Record,
-    against_chance,
-    chance_of_a_skip,
+    Sweep,
+    axes_at,
     check_replicates,
-    compared,
     costs,
     grouped,
-    spread,
+    losses_of,
+    power,
+    skips_of,
     stable_since,
     table,
-    told,
 )
+from inference import against_chance, chance_of_a_skip, compared, spread, told
 from matplotlib.figure import Figure
 
 from mae_nas import spaces
 from mae_nas.runs import canvas
 from mae_nas.runs.canvas import ARCHITECTURE, MUTED, WEIGHT
 
+AXES = {
+    "smoke": ("seed=0", "space=s0", "mask.ratio=0.2,0.8"),
+    "small": ("seed=0,1,2,3,4", "space=s0,s2", "mask.ratio=0.2,0.4,0.6,0.8"),
+}
 KEYS = ("space._target_", "decoder.upsample", "mask.ratio")
 ARMS = {"nearest": "hierarchical", "shuffle": "simmim"}
 COLOURS = {"nearest": WEIGHT, "shuffle": ARCHITECTURE}
@@ -34,9 +39,9 @@ PAPER = {
 """Skips in S0 as the paper prints them, after a whole search."""
 
 
-def skips_of(records: Sequence[Record]) -> list[int]:
-    """Of the normal cell, by seed."""
-    return [record["skip_counts"]["normal"] for record in records]
+def sweeps(scale: str, _: Path) -> Iterator[Sweep]:
+    """Both decoders as the paper has them."""
+    yield "searches", (*axes_at(scale, AXES), "decoder=hierarchical,simmim")
 
 
 def predicted(groups: Mapping[tuple[Any, ...], Sequence[Record]]) -> Iterator[tuple[str, str]]:
@@ -81,7 +86,7 @@ def tables(records: Sequence[Record]) -> str:
                 spread(skips),
                 f"{float(8 * chance_of_a_skip(chance)):.2f}",
                 told(against_chance(chance, skips)),
-                spread([record["final"]["held_out_loss"] for record in same], 3),
+                spread(losses_of(same), 3),
                 " ".join(str(stable_since(record)) for record in same),
                 PAPER[upsample].get(ratio, "–") if space.endswith("S0") else "–",
             )
@@ -95,6 +100,7 @@ def tables(records: Sequence[Record]) -> str:
     return (
         "# Skips in the normal cell, of 8\n\n"
         + costs(records)
+        + power(map(skips_of, groups.values()), "skips")
         + "\n"
         + table(head, rows)
         + "\nsimmim less hierarchical: difference of means, the shifts that an exact permutation\n"
