@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,7 +201,8 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code; Ctrl-C reaches it as well, and it ends in order."""
+    """Its exit code; Ctrl-C reaches it as well, SIGTERM is passed on, and it ends in order."""
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         try:
             return process.wait()

@@ -16,7 +16,7 @@ from mae_nas.runs import canvas
 
 AXES = {
     "smoke": ("seed=0", "mask.ratio=0.5"),
-    "small": ("seed=0", "mask.ratio=0.2,0.5,0.8", "trainer.max_steps=1200"),
+    "small": ("seed=0", "mask.ratio=0.2,0.5,0.8", "trainer.max_steps=800"),
     "full": ("seed=0", "mask.ratio=0.2,0.5,0.8"),
 }
 KEYS = ("mask.ratio", "decoder.upsample")
