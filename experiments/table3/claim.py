@@ -132,8 +132,54 @@ def results(records: Sequence[Record]) -> str:
     return table(head, rows)
 
 
-@canvas.styled
 def draw(records: Sequence[Record], folder: Path) -> None:
+    """`skips.png` and `signals.png`."""
+    _draw_skips(records, folder)
+    _draw_signals(records, folder)
+
+
+@canvas.styled
+def _draw_signals(records: Sequence[Record], folder: Path) -> None:
+    """What α and the decoder's branches do along the way in S0, at the lowest ratio."""
+    lowest = min(record["config"]["mask"]["ratio"] for record in records)
+    figure = Figure(figsize=(9.5, 3.4), layout="constrained")
+    entropy, gradients, branches = figure.subplots(1, 3)
+    styles = {"normal": "-", "reduce": ":", "F1": "-", "F2": "--", "F3": ":"}
+    for (space, upsample, ratio), same in grouped(records, *KEYS).items():
+        if not space.endswith("S0") or ratio != lowest:
+            continue
+        colour, arm = COLOURS[upsample], ARMS[upsample]
+        for panel, courses, names in (
+            (entropy, [r["course"] for r in same], {"entropy_normal", "entropy_reduce"}),
+            (
+                gradients,
+                [r["metrics"] for r in same],
+                {"grad_norm_alpha_normal", "grad_norm_alpha_reduce"},
+            ),
+            (branches, [r["metrics"] for r in same], {"rms_F1", "rms_F2", "rms_F3"}),
+        ):
+            for name in sorted(names & courses[0].keys()):
+                values = np.array([course[name] for course in courses], float)
+                last = name.rpartition("_")[2]
+                panel.plot(
+                    courses[0]["step"],
+                    values.mean(0),
+                    styles[last],
+                    color=colour,
+                    lw=2,
+                    label=f"{arm}, {last}",
+                )
+    entropy.set(title="entropy of α", xlabel="step")
+    gradients.set(title="gradient norm of α", xlabel="step", yscale="log")
+    branches.set(title="RMS of a branch", xlabel="step")
+    for panel in (entropy, gradients, branches):
+        panel.legend(fontsize=7)
+    figure.supxlabel(f"S0, mask ratio {lowest:g}, means over seeds", fontsize=9, color=MUTED)
+    canvas.save(figure, folder / "signals.png")
+
+
+@canvas.styled
+def _draw_skips(records: Sequence[Record], folder: Path) -> None:
     """Skips over the ratio, every seed a dot; and over the steps, the mean of each arm."""
     names = sorted({record["config"]["space"]["_target_"] for record in records})
     figure = Figure(figsize=(9.5, 3.4 * len(names)), layout="constrained")

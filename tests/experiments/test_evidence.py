@@ -178,6 +178,8 @@ def test_the_readme_has_a_place_for_every_claim(evidence: ModuleType) -> None:
 
 def a_record(seed: int, upsample: str, ratio: float, skips: int) -> dict[str, Any]:
     course = {"step": [10, 20, 30], "skips_normal": [1, skips, skips]}
+    course |= {"entropy_normal": [1.0, 0.9, 0.8], "entropy_reduce": [1.0, 0.9, 0.9]}
+    metrics = {"step": [1, 10], "grad_norm_alpha_normal": [0.1, 0.2], "rms_F3": [0.5, None]}
     config = {
         "space": {"_target_": "mae_nas.spaces.S0"},
         "decoder": {"upsample": upsample},
@@ -189,6 +191,7 @@ def a_record(seed: int, upsample: str, ratio: float, skips: int) -> dict[str, An
         "skip_counts": {"normal": skips},
         "final": {"held_out_loss": 0.5},
         "course": course,
+        "metrics": metrics,
         "wall_seconds": 60.0,
         "config_hash": f"{seed}{upsample}{ratio}",
         "device": {"name": "a CPU", "threads": 1},
@@ -221,11 +224,12 @@ def test_a_table_is_a_function_of_the_records(tmp_path: Path) -> None:
     assert "| S0 | 0.8 | 3 | +0.67: too few seeds to tell |" in table
     assert "| S0, simmim, all ratios, against chance | 29 skips of 48," in table
     assert "| S0, simmim, ratio 0.2 less 0.8 | +5.67" in table
-    assert (tmp_path / "skips.png").stat().st_size > 10_000
-    before = (tmp_path / "skips.png").read_bytes()
+    pictures = [tmp_path / "skips.png", tmp_path / "signals.png"]
+    before = [picture.read_bytes() for picture in pictures]
+    assert all(len(picture) > 10_000 for picture in before)
     assert run("report", "table3", "--folder", tmp_path).returncode == 0
     assert (tmp_path / "table.md").read_text() == table
-    assert (tmp_path / "skips.png").read_bytes() == before
+    assert [picture.read_bytes() for picture in pictures] == before
 
 
 @pytest.mark.parametrize(
