@@ -80,7 +80,7 @@ sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both
 # Evidence: what is claimed of the paper's tables, from records that experiments/CLAIM keeps; the
 # sweeps of a claim stand in its claim.py, and each is printed before it starts.
 EVIDENCE = $(BIN)/python experiments/evidence.py
-CLAIM = $(EVIDENCE) run $(subst -,_,$@) --scale $(SCALE) --parallel $(PARALLEL) $(ARGS)
+CLAIM = $(EVIDENCE) run $(subst -,_,$@) $(ARGS) --scale $(SCALE) --parallel $(PARALLEL)
 
 table3: install ## Table 3 of the paper: skips with and without the hierarchical decoder
 	$(CLAIM)

@@ -240,6 +240,8 @@ def power(groups: Iterable[Sequence[float]], unit: str) -> str:
     seeds = min(map(len, replicated))
     sd = math.sqrt(math.fsum(np.var(v, ddof=1) for v in replicated) / len(replicated))
     times = detectable(seeds)
+    if not math.isfinite(times):
+        return f"{seeds} seeds a side: no difference can be told.\n"
     return (
         f"Within an arm {unit} vary by {sd:.2g} (pooled standard deviation). {seeds} seeds a\n"
         f"side tell arms that lie {times:.1f} such deviations apart, {times * sd:.2g} {unit}, in\n"

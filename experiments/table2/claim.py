@@ -36,7 +36,7 @@ from mae_nas.genotype import PUBLISHED
 from mae_nas.runs import canvas
 
 AXES = {
-    "smoke": ("seed=0", "mask.ratio=0.1,0.5", "mask.patch_size=4,8"),
+    "smoke": ("seed=0,1", "mask.ratio=0.5", "mask.patch_size=4,8"),
     "small": ("seed=0,1,2", "mask.ratio=0.1,0.3,0.5,0.7", "mask.patch_size=2,4,8,16"),
 }
 KEYS = {"mask.ratio": "ratio", "mask.patch_size": "patch"}

@@ -27,7 +27,7 @@ from mae_nas.runs.canvas import ARCHITECTURE, MUTED, WEIGHT
 
 AXES = {
     "smoke": ("seed=0", "space=s0", "mask.ratio=0.2,0.8"),
-    "small": ("seed=0,1,2,3,4", "space=s0,s2", "mask.ratio=0.2,0.4,0.6,0.8"),
+    "small": ("space=s0,s2", "seed=0,1,2,3,4", "mask.ratio=0.2,0.4,0.6,0.8"),
 }
 KEYS = ("space._target_", "decoder.upsample", "mask.ratio")
 ARMS = {"nearest": "hierarchical", "shuffle": "simmim"}

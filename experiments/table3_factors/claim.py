@@ -39,7 +39,7 @@ from mae_nas.runs.canvas import ARCHITECTURE, MUTED, WEIGHT
 from mae_nas.spaces import S0
 
 AXES = {
-    "smoke": ("seed=0", "mask.ratio=0.2"),
+    "smoke": ("seed=0,1", "mask.ratio=0.2"),
     "small": ("seed=0,1,2,3,4", "mask.ratio=0.2,0.8"),
 }
 FACTORS = {
@@ -59,8 +59,8 @@ def sweeps(scale: str, runs: Path) -> Iterator[Sweep]:
     axes = axes_at(scale, AXES)
     yield "null", (*axes, "objective.target=permuted", "decoder=hierarchical,simmim")
     yield "sparse", (*axes, "mask.mode=sparse", "decoder=hierarchical")
-    parts = ("decoder.upsample=nearest,shuffle", "decoder.taps=[1,2,3],[3]", "decoder.kernel=1,3")
-    yield "product", (*axes, *parts)
+    parts = ("decoder.upsample=nearest,shuffle", "decoder.taps=[1,2,3],[3]")
+    yield "product", (*axes, *parts, f"decoder.kernel={'3' if scale == 'smoke' else '1,3'}")
     yield "alone", cells_alone(scale, runs / "null", runs / "product")
 
 
