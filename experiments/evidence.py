@@ -3,6 +3,7 @@
     python experiments/evidence.py run CLAIM --scale small   # search; collect; report
     python experiments/evidence.py collect CLAIM SWEEP...    # ended runs of sweeps, as records
     python experiments/evidence.py report [CLAIM...]         # tables, pictures, README's results
+    python experiments/evidence.py repeat CLAIM LINE         # is a record the same again?
 
 A claim is a folder here: `claim.py` says which sweeps answer it (its axes at each scale) and makes
 `table.md` and pictures from `records.jsonl` and nothing else; a record is a run's summary.json and
@@ -21,12 +22,14 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from inference import cells_of, detectable
 
 from mae_nas.checks import first_line
+from mae_nas.cli.spelling import quoted
 from mae_nas.keys import find, is_inside, leaves
 from mae_nas.runs.files import write_text
 from mae_nas.runs.resume import FREE
@@ -36,6 +39,9 @@ Record = Mapping[str, Any]
 HERE = Path(__file__).parent
 SAME = frozenset(FREE) - {"trainer.max_steps"}
 """Keys that change no result."""
+KNOWN = sorted(path.parent.name for path in HERE.glob("*/claim.py"))
+REPEATED = ("final", "genotype", "entropy", "yardsticks", "course", "metrics")
+"""What the same command gives again on the same computer, to the last bit; but for seconds."""
 README = HERE.parent / "README.md"
 
 
@@ -200,6 +206,23 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
     return code
 
 
+def repeat(record: Record, folder: Path) -> list[str]:
+    """Run the command that a record names into `folder`; what then differs, a line each."""
+    given = record["config"].get("genotype")
+    words = [word for word in record["overrides"] if not word.startswith(("hydra.", "resume="))]
+    words = [f"genotype={quoted(given)}" if w.startswith("genotype=") else w for w in words]
+    command = [sys.executable, "-m", "mae_nas", "search", *words, f"hydra.run.dir={folder}"]
+    subprocess.run(command, check=True)
+    again = _record(folder) or {}
+    pairs = [(dict(leaves(each.get(key))) for each in (record, again)) for key in REPEATED]
+    return [
+        f"{key}.{name}: {old.get(name)} in the record, now {new.get(name)}"
+        for key, (old, new) in zip(REPEATED, pairs, strict=True)
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name != "seconds"
+    ]
+
+
 def _wait(process: subprocess.Popen[bytes]) -> int:
     """Its exit code; Ctrl-C reaches it as well, SIGTERM is passed on, and it ends in order."""
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -293,36 +316,58 @@ def report(claim: str, folder: Path) -> None:
     sys.stdout.write(f"{claim}: {len(records)} records, {folder / 'table.md'}\n")
 
 
+def _run(given: argparse.Namespace) -> int:
+    return run(given.claim, given.scale, given.parallel, given.overrides)
+
+
+def _collect(given: argparse.Namespace) -> int:
+    extra = getattr(import_module(f"{given.claim}.claim"), "extra", None)
+    runs = [run for sweep in given.sweeps for run in sweep.iterdir()]
+    ended = collect(given.folder or HERE / given.claim, runs, extra)
+    sys.stdout.write(f"{given.claim}: {ended} ended runs in {' '.join(map(str, given.sweeps))}\n")
+    return 0
+
+
+def _report(given: argparse.Namespace) -> int:
+    for claim in given.claims or [claim for claim in KNOWN if read_records(HERE / claim)]:
+        if claim not in KNOWN:
+            raise ValueError(f"{claim}: no such claim; there are {', '.join(KNOWN)}")
+        report(claim, given.folder or HERE / claim)
+    return 0
+
+
+def _repeat(given: argparse.Namespace) -> int:
+    records = read_records(given.folder or HERE / given.claim)
+    if not 0 < given.line <= len(records):
+        raise ValueError(f"{given.claim}: records 1 to {len(records)}, not {given.line}")
+    with TemporaryDirectory() as folder:
+        differences = repeat(records[given.line - 1], Path(folder) / "again")
+    sys.stdout.write("\n".join(differences or ["the same to the last bit"]) + "\n")
+    return 1 if differences else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
-    known = sorted(path.parent.name for path in HERE.glob("*/claim.py"))
     parser = argparse.ArgumentParser(prog="evidence")
-    actions = parser.add_subparsers(dest="action", required=True)
-    running, collecting, reporting = map(actions.add_parser, ("run", "collect", "report"))
-    for action in (running, collecting):
-        action.add_argument("claim", choices=known)
+    actions = parser.add_subparsers(required=True)
+    parsers = []
+    for act in (_run, _collect, _repeat, _report):
+        parsers.append(actions.add_parser(act.__name__[1:]))
+        parsers[-1].set_defaults(act=act)
+    running, collecting, repeating, reporting = parsers
+    for action in (running, collecting, repeating):
+        action.add_argument("claim", choices=KNOWN)
+    running.add_argument("overrides", nargs="*", help="of every search, e.g. trainer.max_steps=9")
     running.add_argument("--scale", choices=("smoke", "small", "full"), default="smoke")
     running.add_argument("--parallel", type=int, default=1, help="jobs at once")
-    running.add_argument("overrides", nargs="*", help="of every search, e.g. trainer.max_steps=9")
     collecting.add_argument("sweeps", type=Path, nargs="+", metavar="sweep")
-    reporting.add_argument("claims", nargs="*", metavar="claim", help=f"of {', '.join(known)}")
-    for action in (collecting, reporting):
+    repeating.add_argument("line", type=int, help="the record's, from 1")
+    reporting.add_argument("claims", nargs="*", metavar="claim", help=f"of {', '.join(KNOWN)}")
+    for action in (collecting, repeating, reporting):
         action.add_argument("--folder", type=Path)
     given = parser.parse_args(arguments)
     try:
-        if given.action == "run":
-            sys.exit(run(given.claim, given.scale, given.parallel, given.overrides))
-        if given.action == "report":
-            for claim in given.claims or [c for c in known if read_records(HERE / c)]:
-                if claim not in known:
-                    raise ValueError(f"{claim}: no such claim; there are {', '.join(known)}")
-                report(claim, given.folder or HERE / claim)
-            return
-        runs = [run for sweep in given.sweeps for run in sweep.iterdir()]
-        extra = getattr(import_module(f"{given.claim}.claim"), "extra", None)
-        ended = collect(given.folder or HERE / given.claim, runs, extra)
-        places = " ".join(map(str, given.sweeps))
-        sys.stdout.write(f"{given.claim}: {ended} ended runs in {places}\n")
+        sys.exit(given.act(given))
     except (ValueError, OSError) as error:
         sys.exit(f"evidence: {first_line(error)}")
 

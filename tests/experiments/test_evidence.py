@@ -300,11 +300,26 @@ def test_a_claim_is_one_command_that_computes_nothing_twice(
     assert all("ratio=0.1,0.3" in str(r["config"]["left_out"]) for r in first)
     assert "| published | 1 | " in (runs / "table.md").read_text()
     assert (runs / "masks.png").stat().st_size > 10_000
+    again = [
+        sys.executable,
+        str(copy / "evidence.py"),
+        "repeat",
+        "table2",
+        "1",
+        "--folder",
+        str(runs),
+    ]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the same to the last bit")
+    other = {**first[0], "final": {**first[0]["final"], "held_out_loss": 0.5}}
+    (tmp_path / "records.jsonl").write_text(json.dumps(other) + "\n")
+    done = subprocess.run([*again[:-1], str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("final.held_out_loss: 0.5 in the record, now 0.")
     gone = next((runs / "null").glob("seed*"))
     shutil.rmtree(gone)
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/summary.json")}
-    again = records()
-    assert again == first  # of two records of one search the first stays
+    assert records() == first  # of two records of one search the first stays
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (gone / "summary.json").exists()
 
@@ -340,6 +355,7 @@ def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path) -> None:
         (("report", "table9"), "table9: no such claim; there are "),
         (("collect", "table3", "nowhere"), "nowhere"),
         (("report", "table3", "--folder", "nowhere"), "no records yet; make table3 makes some"),
+        (("repeat", "table3", "1", "--folder", "nowhere"), "table3: records 1 to 0, not 1"),
     ],
 )
 def test_mistakes_are_one_line(arguments: tuple[str, ...], words: str) -> None:
