@@ -19,17 +19,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from inference import cells_of, detectable
+from inference import Cells, cells_of, compared, detectable, spread
 
 from mae_nas.checks import first_line
 from mae_nas.cli.spelling import quoted
+from mae_nas.genotype import PUBLISHED
 from mae_nas.keys import find, is_inside, leaves
 from mae_nas.runs.files import write_text
 from mae_nas.runs.resume import FREE
@@ -42,6 +44,8 @@ SAME = frozenset(FREE) - {"trainer.max_steps"}
 KNOWN = sorted(path.parent.name for path in HERE.glob("*/claim.py"))
 REPEATED = ("final", "genotype", "entropy", "yardsticks", "course", "metrics")
 """What the same command gives again on the same computer, to the last bit; but for seconds."""
+PLACES = ("root", "cache")
+ALONE = "all with one seed and one mask (ratio .5, patch 8, `hierarchical`)"
 README = HERE.parent / "README.md"
 
 
@@ -53,23 +57,24 @@ def read_records(folder: Path) -> list[Record]:
 
 Sweep = tuple[str, Sequence[str]]
 """A name and its overrides, axes among them."""
-Extra = Callable[[Path], Mapping[str, Any]]
-"""What a claim's records hold besides: `claim.extra`, of an ended run's folder."""
 
 
-def collect(folder: Path, runs: Iterable[Path], extra: Extra | None = None) -> int:
+def collect(claim: str, folder: Path, runs: Iterable[Path]) -> int:
     """Add the ended runs among `runs` to the folder's records, and count them.
 
-    Of two records of one search the first stays.
+    Of two records of one search the first stays. ValueError, and nothing written, if they are no
+    records of one claim.
     """
+    module = import_module(f"{claim}.claim")
+    extra: Callable[[Path], Mapping[str, Any]] = getattr(module, "extra", lambda _: {})
     found = [
-        {**record, **(extra(run) if extra else {})}
-        for run in sorted(runs)
-        if (record := _record(run)) is not None
+        {**record, **extra(run)} for run in sorted(runs) if (record := _record(run)) is not None
     ]
     records: dict[tuple[object, ...], Record] = {}
     for record in (*read_records(folder), *found):
         records.setdefault(_identity(record), record)
+    if records:
+        module.tables(list(records.values()))
     lines = [json.dumps(records[key]) + "\n" for key in sorted(records, key=str)]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "records.jsonl", "".join(lines))
@@ -82,15 +87,26 @@ def _identity(record: Record) -> tuple[object, ...]:
 
 
 def _record(run: Path) -> Record | None:
-    """A run's summary with its course; None unless it has come to its end."""
+    """A run's summary with its course; None unless it has come to its end.
+
+    Without places on this computer, which change no result.
+    """
     file = run / "summary.json"
     summary = json.loads(file.read_text()) if file.exists() else {}
     if summary.get("state") not in ("finished", "collapsed"):
         return None
+    config = summary["config"]
+    for places, key in ((summary.get("data"), "cache"), *((config.get("data"), k) for k in PLACES)):
+        if places:
+            places.pop(key, None)
+    if "genotype" in config:  # a file that others do not have, as its content
+        given = f"genotype={quoted(config['genotype'])}"
+        summary["overrides"] = [
+            given if word.startswith("genotype=") else word for word in summary["overrides"]
+        ]
     readings = JsonLines(run / "genotypes.jsonl").rows()
     course = {
-        "step": [row["step"] for row in readings],
-        "held_out_loss": [row["held_out_loss"] for row in readings],
+        **{key: [row[key] for row in readings] for key in ("step", "held_out_loss", "verdict")},
         **{
             f"{name}_{kind}": [find(row, f"{name}.{kind}") for row in readings]
             for name in ("skips", "entropy")
@@ -116,16 +132,30 @@ def grouped(records: Iterable[Record], *keys: str) -> dict[tuple[Any, ...], list
     """Records by the values of some keys of their configurations, each group by seed."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in sorted(records, key=lambda r: r["seed"]):
-        place = tuple(find(record["config"], key) for key in keys)
+        values = (find(record["config"], key) for key in keys)
+        place = tuple(tuple(value) if isinstance(value, list) else value for value in values)
         groups.setdefault(place, []).append(record)
-    return dict(sorted(groups.items(), key=lambda item: str(item[0])))
+    return dict(sorted(groups.items(), key=lambda item: [_order(value) for value in item[0]]))
 
 
-def stable_since(record: Record) -> int:
-    """The step from which on the number of skips in the normal cell no longer changed."""
-    steps, skips = record["course"]["step"], record["course"]["skips_normal"]
-    changes = [i for i in range(1, len(skips)) if skips[i] != skips[i - 1]]
+def _order(value: object) -> tuple[float, str]:
+    return (value, "") if isinstance(value, int | float) else (math.inf, str(value))
+
+
+def stable_since(record: Record, name: str) -> int:
+    """The step from which on an entry of the course no longer changed."""
+    steps, values = record["course"]["step"], record["course"][name]
+    changes = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
     return steps[changes[-1]] if changes else steps[0]
+
+
+def mean_course(
+    records: Sequence[Record], table: str, name: str
+) -> tuple[Sequence[int], np.ndarray]:
+    """Steps, and the mean over runs of an entry of `course` or `metrics`, as far as all went."""
+    rows = min(len(record[table]["step"]) for record in records)
+    values = [record[table][name][:rows] for record in records]
+    return records[0][table]["step"][:rows], np.mean(np.array(values, float), axis=0)
 
 
 def is_alone(record: Record) -> bool:
@@ -134,14 +164,27 @@ def is_alone(record: Record) -> bool:
 
 
 def losses_alone(records: Iterable[Record], searches: Sequence[Record]) -> list[float]:
-    """Held-out losses of the cells that searches found, each trained alone; none for one untrained.
+    """Held-out losses of the different cells that searches found, each trained alone.
 
-    A cell that two searches found was trained once, and counts for both.
+    A cell that two searches found was trained once, and counts once; one not trained, not at all.
     """
-    alone = [record for record in records if is_alone(record)]
-    losses = dict(zip((cells_of(r["genotype"]) for r in alone), losses_of(alone), strict=True))
-    found = [losses.get(cells_of(search["genotype"])) for search in searches]
-    return [loss for loss in found if loss is not None]
+    losses = {cells_of(r["genotype"]): loss for r, loss in _losses(records) if is_alone(r)}
+    found = dict.fromkeys(cells_of(search["genotype"]) for search in searches)
+    return [losses[cells] for cells in found if cells in losses]
+
+
+def given_alone(records: Iterable[Record]) -> dict[str, list[float]]:
+    """Held-out losses of random and of published cells, each trained alone."""
+    given = [(r["config"]["genotype"], loss) for r, loss in _losses(records) if is_alone(r)]
+    return {
+        "random cells": [loss for name, loss in given if name.startswith("random:")],
+        "published cells": [loss for name, loss in given if name in PUBLISHED],
+    }
+
+
+def _losses(records: Iterable[Record]) -> Iterator[tuple[Record, float]]:
+    for record in records:
+        yield record, record["final"]["held_out_loss"]
 
 
 def skips_of(records: Iterable[Record]) -> list[int]:
@@ -151,7 +194,25 @@ def skips_of(records: Iterable[Record]) -> list[int]:
 
 def losses_of(records: Iterable[Record]) -> list[float]:
     """Of held-out images at the end."""
-    return [record["final"]["held_out_loss"] for record in records]
+    return [loss for _, loss in _losses(records)]
+
+
+def alone_table(records: Sequence[Record], arms: Mapping[str, Sequence[Record]]) -> str:
+    """Losses of cells trained alone: given ones, and what the searches of each arm found."""
+    given = given_alone(records)
+    chance = given["random cells"]
+    rows = []
+    for name, values in given.items():
+        if values:
+            beside = compared(values, chance, 3) if values is not chance and chance else "–"
+            rows.append((name, len(values), spread(values, 3), beside))
+    for name, searches in arms.items():
+        if values := losses_alone(records, searches):
+            beside = compared(values, chance, 3) if chance else "–"
+            count = f"{len(values)} of {len(searches)} searches"
+            rows.append((name, count, spread(values, 3), beside))
+    head = ("cells", "different cells", "held-out loss, alone", "less random cells")
+    return "Cells trained alone, " + ALONE + ":\n\n" + table(head, rows)
 
 
 def axes_at(scale: str, axes: Mapping[str, Sequence[str]]) -> Sequence[str]:
@@ -165,28 +226,34 @@ GIVEN = """DARTS_V1 DARTS_V2 PC_DARTS_cifar PDARTS GDAS_V1 SNAS_mild RLNAS_cifar
     random:8 random:9"""
 
 
-def cells_alone(scale: str, *sweeps: Path) -> Sequence[str]:
+def cells_alone(
+    scale: str, *sweeps: Path, wanted: Callable[[Record], bool] = lambda _: True
+) -> Sequence[str]:
     """Overrides that train each cell alone, all with one seed and under one mask.
 
-    The different cells that the sweeps' ended runs found, published cells, and random ones.
+    The different cells that the sweeps' ended and wanted runs found, published and random ones.
     """
-    ended = {run: _record(run) for sweep in sweeps for run in sorted(sweep.iterdir())}
-    found = {cells_of(r["genotype"]): f'"{run}"' for run, r in ended.items() if r is not None}
+    found: dict[Cells, str] = {}
+    for folder in (run for sweep in sweeps for run in sorted(sweep.iterdir())):
+        record = _record(folder)
+        if record is not None and wanted(record):
+            found.setdefault(cells_of(record["genotype"]), f'"{folder}"')
     given = (SOME if scale == "smoke" else GIVEN).split()
-    return "seed=0", "relaxation=fixed", f"genotype={','.join([*found.values(), *given])}"
+    genotypes = ",".join([*found.values(), *given])
+    return "seed=0", "space=s0", "relaxation=fixed", f"genotype={genotypes}"
 
 
 def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
-    """Run the claim's sweeps and report their records; the exit code.
+    """Run the claim's sweeps one after the other and report their records; the exit code.
 
-    A sweep in which a job failed leaves the next alone; one that was stopped ends all. The same
-    command goes on.
+    After a sweep in which jobs failed the next one runs; after one that was stopped none does, and
+    the same command goes on.
     """
-    os.chdir(HERE.parent)  # so that records hold no path of this computer
+    os.chdir(HERE.parent)  # relative paths stand in the runs' records
     module, folder = import_module(f"{claim}.claim"), Path("runs") / f"{claim}-{scale}"
-    whole = axes_at("full", module.AXES)
-    is_part = axes_at(scale, module.AXES) != whole
-    left = [f"left_out={json.dumps(['of the axes ' + ' '.join(whole)])}"] if is_part else []
+    axes, whole = axes_at(scale, module.AXES), axes_at("full", module.AXES)
+    missing = [axis for axis in whole if axis not in axes]
+    left = [f"left_out={json.dumps(['of the axes ' + ' '.join(missing)])}"] if missing else []
     code = 0
     for name, overridden in module.sweeps(scale, folder):
         words = ["search", "-m", f"scale={scale}", f"experiment={claim}", *overridden, *left]
@@ -194,26 +261,44 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
         words += overrides
         sys.stdout.write(f"mae-nas {shlex.join(words)}\n")
         sys.stdout.flush()
-        with subprocess.Popen([sys.executable, "-m", "mae_nas", *words]) as sweep:
-            ended = _wait(sweep)
+        ended, is_stopped = _search(words)
+        if is_stopped or ended not in (0, 1):
+            return ended or 75
         code = code or ended
-        if ended not in (0, 1):
-            return ended
     runs = [run for sweep in folder.iterdir() if sweep.is_dir() for run in sweep.iterdir()]
     records = folder if scale == "smoke" else HERE / claim / ("full" if scale == "full" else "")
-    collect(records, runs, getattr(module, "extra", None))
+    collect(claim, records, runs)
     report(claim, records)
     return code
 
 
+def _search(words: Sequence[str]) -> tuple[int, bool]:
+    """Exit code of a sweep, and whether it was told to stop: it then ends in order."""
+    told_to_stop = []
+
+    def pass_on(*_: object) -> None:
+        told_to_stop.append(True)
+        sweep.terminate()
+
+    with subprocess.Popen([sys.executable, "-m", "mae_nas", *words]) as sweep:
+        before = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            while True:
+                try:
+                    return sweep.wait(), bool(told_to_stop)
+                except KeyboardInterrupt:  # which has reached it as well
+                    told_to_stop.append(True)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
 def repeat(record: Record, folder: Path) -> list[str]:
     """Run the command that a record names into `folder`; what then differs, a line each."""
-    given = record["config"].get("genotype")
     words = [word for word in record["overrides"] if not word.startswith(("hydra.", "resume="))]
-    words = [f"genotype={quoted(given)}" if w.startswith("genotype=") else w for w in words]
-    command = [sys.executable, "-m", "mae_nas", "search", *words, f"hydra.run.dir={folder}"]
-    subprocess.run(command, check=True)
-    again = _record(folder) or {}
+    code, _ = _search(["search", *words, f"hydra.run.dir={folder}"])
+    again = _record(folder)
+    if again is None:
+        raise ValueError(f"the search did not come to its end, its exit code is {code}")
     pairs = [(dict(leaves(each.get(key))) for each in (record, again)) for key in REPEATED]
     return [
         f"{key}.{name}: {old.get(name)} in the record, now {new.get(name)}"
@@ -221,16 +306,6 @@ def repeat(record: Record, folder: Path) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name != "seconds"
     ]
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Its exit code; Ctrl-C reaches it as well, SIGTERM is passed on, and it ends in order."""
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -255,20 +330,21 @@ def costs(records: Sequence[Record]) -> str:
     )
 
 
-def power(groups: Iterable[Sequence[float]], unit: str) -> str:
-    """What difference of two arms as large as these would be told: a line."""
+def power(groups: Iterable[Sequence[float]], unit: str, strata: int = 1) -> str:
+    """What difference of two arms as these are would be told: a line."""
     replicated = [values for values in groups if len(values) > 1]
     if not replicated:
         return "One seed an arm: no difference can be told.\n"
-    seeds = min(map(len, replicated))
+    seeds, _ = Counter(map(len, replicated)).most_common(1)[0]
     sd = math.sqrt(math.fsum(np.var(v, ddof=1) for v in replicated) / len(replicated))
-    times = detectable(seeds)
+    times = detectable(seeds, strata)
+    design = f"{seeds} seeds a side" + (f" in each of {strata} strata" if strata > 1 else "")
     if not math.isfinite(times):
-        return f"{seeds} seeds a side: no difference can be told.\n"
+        return f"{design}: no difference can be told.\n"
     return (
-        f"Within an arm {unit} vary by {sd:.2g} (pooled standard deviation). {seeds} seeds a\n"
-        f"side tell arms that lie {times:.1f} such deviations apart, {times * sd:.2g} {unit}, in\n"
-        "80 % of repeats (simulated).\n"
+        f"Within an arm {unit} vary by {sd:.2g} (standard deviation, pooled over arms).\n"
+        f"{design} tell arms that lie {times:.1f} such deviations apart, {times * sd:.2g} {unit},\n"
+        "in 80 % of repeats (simulated with normal values and different seeds).\n"
     )
 
 
@@ -288,6 +364,11 @@ def check_replicates(
             )
     if len(rest) > 1:
         raise ValueError(f"records of {len(rest)} protocols: keep one in a folder of its own")
+
+
+def groups_alone(records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """Trainings of given cells, for `check_replicates`."""
+    return grouped(filter(is_alone, records), "relaxation._target_", "genotype")
 
 
 def replaced(text: str, claim: str, results: str) -> str:
@@ -321,18 +402,20 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _collect(given: argparse.Namespace) -> int:
-    extra = getattr(import_module(f"{given.claim}.claim"), "extra", None)
     runs = [run for sweep in given.sweeps for run in sweep.iterdir()]
-    ended = collect(given.folder or HERE / given.claim, runs, extra)
+    ended = collect(given.claim, given.folder or HERE / given.claim, runs)
     sys.stdout.write(f"{given.claim}: {ended} ended runs in {' '.join(map(str, given.sweeps))}\n")
     return 0
 
 
 def _report(given: argparse.Namespace) -> int:
-    for claim in given.claims or [claim for claim in KNOWN if read_records(HERE / claim)]:
-        if claim not in KNOWN:
-            raise ValueError(f"{claim}: no such claim; there are {', '.join(KNOWN)}")
-        report(claim, given.folder or HERE / claim)
+    if unknown := [claim for claim in given.claims if claim not in KNOWN]:
+        raise ValueError(f"{unknown[0]}: no such claim; there are {', '.join(KNOWN)}")
+    for claim in given.claims or KNOWN:
+        folders = [given.folder] if given.folder else [HERE / claim, HERE / claim / "full"]
+        there = [folder for folder in folders if read_records(folder)]
+        for folder in there or (folders[:1] if given.claims else []):
+            report(claim, folder)
     return 0
 
 

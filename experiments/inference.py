@@ -1,6 +1,7 @@
 """Exact statistics of few seeds: counts against chance, two arms, agreement of cells."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
@@ -12,8 +13,11 @@ from mae_nas.spaces import SearchSpace
 
 SIGNIFICANCE = 0.05
 DIFFERENCES = """Differences are of means, with the shifts that an exact permutation test does not
-refute (95 %) and its p. Each p is of one comparison, not corrected for their number.
+refute (95 %) and its p (two-sided: twice the smaller tail). Arms are compared as if their seeds
+were not the same: seeds that make both arms high or low hide differences, and feign none. Each p is
+of one comparison, not corrected for their number.
 """
+MOST_DIVISIONS = 5_000_000
 
 
 def chance_of_a_skip(space: SearchSpace) -> Fraction:
@@ -62,13 +66,15 @@ def divisions(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def permutation_p(pairs: Pairs) -> float:
-    """Exact two-sided p of a difference between means: every division of the values."""
+    """Exact two-sided p of a difference between means: twice the smaller tail of all divisions."""
     differences, _ = divisions(pairs)
-    return float(np.mean(np.abs(differences) >= abs(differences[0]) - 1e-12))
+    above = np.mean(differences >= differences[0] - 1e-12)
+    below = np.mean(differences <= differences[0] + 1e-12)
+    return float(min(1.0, 2 * above, 2 * below))
 
 
 def permutation_interval(pairs: Pairs) -> tuple[float, float]:
-    """The shifts between two arms that an exact permutation test does not refute at 2.5 % a side.
+    """The shifts between two arms that `permutation_p` does not refute at 5 %.
 
     A division's difference passes ours at one shift: so the ends are quantiles of those.
     """
@@ -81,7 +87,12 @@ def permutation_interval(pairs: Pairs) -> tuple[float, float]:
 
 def told(p: float) -> str:
     """A p to be read."""
-    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.4f}"
+
+
+def verdict(p: float) -> str:
+    """A p, and whether it tells anything."""
+    return told(p) + ("" if p <= SIGNIFICANCE else ": not distinguishable")
 
 
 def compared(one: Sequence[float], other: Sequence[float], digits: int = 2) -> str:
@@ -93,12 +104,16 @@ def compared_within(pairs: Pairs, digits: int = 2) -> str:
     """The same, of the mean difference within strata."""
     difference = np.mean([np.mean(one) - np.mean(other) for one, other in pairs])
     words = f"{difference:+.{digits}f}"
-    if 2 / math.prod(math.comb(len(a) + len(b), len(a)) for a, b in pairs) > SIGNIFICANCE:
+    count = math.prod(math.comb(len(a) + len(b), len(a)) for a, b in pairs)
+    if count > MOST_DIVISIONS:
+        return f"{words}: too many divisions ({count:.0e}) to be exact"
+    if 2 / count > SIGNIFICANCE:
         return f"{words}: too few seeds to tell"
+    if all(len({*values}) == 1 for pair in pairs for values in pair):
+        return f"{words} (no spread in either arm), {verdict(permutation_p(pairs))}"
     low, high = permutation_interval(pairs)
-    p = permutation_p(pairs)
-    words += f" [{low:+.{digits}f}, {high:+.{digits}f}], p = {told(p)}"
-    return words if p < SIGNIFICANCE else f"{words}: not distinguishable"
+    interval = f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{words} {interval}, {verdict(permutation_p(pairs))}"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -108,21 +123,30 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def detectable(seeds: int, power: float = 0.8) -> float:
+def detectable(seeds: int, strata: int = 1, power: float = 0.8) -> float:
     """The difference of two arms, in their standard deviation, that is told with this power.
 
-    By 2,000 simulated repeats of normal values, `seeds` a side, each with its exact permutation
-    test at 5 %; to a tenth. Infinite where no values at all would be significant.
+    By simulated repeats of normal values, `seeds` a side in each stratum, each tested at 5 % by its
+    divisions (all, or ours and 2,000 random ones); to a tenth. Infinite where no values at all
+    would be significant.
     """
-    divisions = np.zeros((math.comb(2 * seeds, seeds), 2 * seeds))
-    for row, mine in zip(divisions, combinations(range(2 * seeds), seeds), strict=True):
-        row[list(mine)] = 1
-    if 2 / len(divisions) > SIGNIFICANCE:
+    generator = np.random.default_rng(0)
+    count = math.comb(2 * seeds, seeds) ** strata
+    if 2 / count > SIGNIFICANCE:
         return math.inf
-    noise = np.random.default_rng(0).standard_normal((2000, 2 * seeds))
+    if strata == 1:
+        arms = np.zeros((count, 2 * seeds))
+        for row, mine in zip(arms, combinations(range(2 * seeds), seeds), strict=True):
+            row[list(mine)] = 1
+    else:
+        first = np.repeat([1.0, 0.0], seeds)
+        ranks = generator.random((2001, strata, 2 * seeds)).argsort(-1)
+        arms = np.take(first, ranks)
+        arms[0] = first
+        arms = arms.reshape(len(arms), -1)
+    noise = generator.standard_normal((1000, arms.shape[1]))
     for tenths in range(1, 100):
-        values = noise + tenths / 10 * divisions[0]
-        away = np.abs(2 * values @ divisions.T - values.sum(1, keepdims=True))
+        away = np.abs((noise + tenths / 10 * arms[0]) @ (2 * arms - 1).T)
         p = np.mean(away >= away[:, :1] - 1e-9, axis=1)
         if np.mean(p <= SIGNIFICANCE) >= power:
             return tenths / 10
@@ -142,17 +166,20 @@ def cells_of(genotype: Mapping[str, Any]) -> Cells:
     )
 
 
-def shared(one: Cells, other: Cells) -> tuple[int, int]:
-    """How many edges two genotypes share, and how many with their operation."""
+def shared(one: Cells, other: Cells) -> tuple[int, int, int]:
+    """How many two genotypes share of edges, of edges with their operations, and of operations.
+
+    The last wherever they stand, by kind of cell.
+    """
     edges = {edge[:3] for edge in one} & {edge[:3] for edge in other}
-    return len(edges), len(one & other)
+    kinds = [Counter((edge[0], edge[3]) for edge in cells) for cells in (one, other)]
+    return len(edges), len(one & other), (kinds[0] & kinds[1]).total()
 
 
-def agreement(cells: Sequence[Cells]) -> tuple[float, float]:
-    """Edges, and operations on the same edges, that two of these share: means over pairs."""
+def agreement(cells: Sequence[Cells]) -> tuple[float, ...]:
+    """What `shared` gives of these, means over pairs."""
     pairs = [shared(one, other) for one, other in combinations(cells, 2)]
-    edges, operations = np.mean(pairs, axis=0)
-    return float(edges), float(operations)
+    return tuple(map(float, np.mean(pairs, axis=0)))
 
 
 def permuted(cells: Cells, generator: np.random.Generator) -> Cells:
@@ -170,26 +197,28 @@ def permuted(cells: Cells, generator: np.random.Generator) -> Cells:
     return frozenset((*edge, name) for edge, name in zip(edges, operations, strict=True))
 
 
-def agreement_by_chance(cells: Sequence[Cells], draws: int = 1000) -> Iterator[tuple[float, float]]:
-    """What `agreement` gives once each genotype is permuted on its own; the same every time."""
+def agreement_by_chance(cells: Sequence[Cells], draws: int = 1000) -> Iterator[tuple[float, ...]]:
+    """What `agreement` gives once each genotype is permuted on its own; the same every time.
+
+    Each keeps its own operations: chance is of where they stand.
+    """
     generator = np.random.default_rng(0)
     for _ in range(draws):
         yield agreement([permuted(each, generator) for each in cells])
 
 
-def kinship(one: Sequence[Cells], other: Sequence[Cells]) -> tuple[float, float]:
+def kinship(one: Sequence[Cells], other: Sequence[Cells]) -> list[tuple[float, float]]:
     """By how much more cells agree within two arms than between them, and its exact p.
 
-    Agreement is in edges with their operations; p by every division of all cells in two arms.
+    For each measure of `shared`; p by every division of all cells in two arms.
     """
     cells = [*one, *other]
-    alike = np.array([[shared(a, b)[1] for b in cells] for a in cells], float)
+    alike = np.array([[shared(a, b) for b in cells] for a in cells], float)
 
-    def excess(mine: Sequence[int]) -> float:
+    def excess(mine: Sequence[int]) -> np.ndarray:
         rest = [i for i in range(len(cells)) if i not in mine]
         within = [alike[a, b] for arm in (mine, rest) for a, b in combinations(arm, 2)]
-        return float(np.mean(within) - alike[np.ix_(mine, rest)].mean())
+        return np.mean(within, axis=0) - alike[np.ix_(mine, rest)].mean((0, 1))
 
-    divisions = combinations(range(len(cells)), len(one))
-    found = [excess(mine) for mine in divisions]  # ours is the first
-    return found[0], float(np.mean([each >= found[0] - 1e-9 for each in found]))
+    found = np.array([excess(mine) for mine in combinations(range(len(cells)), len(one))])
+    return [(float(column[0]), float(np.mean(column >= column[0] - 1e-9))) for column in found.T]

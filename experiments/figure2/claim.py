@@ -91,6 +91,8 @@ def draw(records: Sequence[Record], folder: Path) -> None:
             mine = [r for r in same if r["config"]["decoder"]["upsample"] == upsample]
             if mine:
                 images, predictions, hidden = pixels_of(mine[0])
+                if rows and not np.array_equal(rows["visible"], np.where(hidden, HIDDEN, images)):
+                    raise ValueError(f"ratio {ratio:g}: decoders with other images or masks")
                 rows["image"] = images
                 rows["visible"] = np.where(hidden, HIDDEN, images)
                 rows[f"{name}\nprediction"] = predictions

@@ -1,18 +1,21 @@
 """Table 2 of the paper: does the search depend on the mask ratio and on the patch size?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from evidence import (
+    ALONE,
     Record,
     Sweep,
+    alone_table,
     axes_at,
     cells_alone,
     check_replicates,
     costs,
     grouped,
+    groups_alone,
     is_alone,
     losses_alone,
     losses_of,
@@ -25,14 +28,12 @@ from inference import (
     agreement,
     agreement_by_chance,
     cells_of,
-    compared,
     compared_within,
     spread,
     told,
 )
 from matplotlib.figure import Figure
 
-from mae_nas.genotype import PUBLISHED
 from mae_nas.runs import canvas
 
 AXES = {
@@ -56,39 +57,49 @@ def sweeps(scale: str, runs: Path) -> Iterator[Sweep]:
 
 
 def searches_of(records: Sequence[Record], target: str = "image") -> list[Record]:
-    """Searches for this target."""
-    return [r for r in records if not is_alone(r) and r["config"]["objective"]["target"] == target]
+    """Searches for this target; of ratios that hide as many patches, the highest alone.
+
+    Of the four patches of 16 pixels in an image, ratios .3 and .5 both hide two.
+    """
+    searches = [
+        r for r in records if not is_alone(r) and r["config"]["objective"]["target"] == target
+    ]
+    searches.sort(key=lambda record: record["config"]["mask"]["ratio"])
+    hidden = {
+        (r["mask_ratio"]["effective"], r["config"]["mask"]["patch_size"], r["seed"]): r
+        for r in searches
+    }
+    return list(hidden.values())
 
 
-def agreed(searches: Sequence[Record]) -> tuple[str, str]:
-    """Edges and operations that seeds share, of 16, beside what permuted genotypes share."""
+def agreed(searches: Sequence[Record]) -> list[str]:
+    """Edges, and edges with operations, that seeds share, of 16, beside those of permuted cells."""
     if len(searches) < 2:
-        return "–", "–"
+        return ["–", "–"]
     cells = [cells_of(record["genotype"]) for record in searches]
     chance = np.array(list(agreement_by_chance(cells)))
     found = np.array(agreement(cells))
     higher = (1 + (chance >= found - 1e-9).sum(0)) / (1 + len(chance))
-    edges, operations = (
-        f"{mine:.1f} (chance {by_chance:.1f}, p = {told(p)})"
-        for mine, by_chance, p in zip(found, chance.mean(0), higher, strict=True)
-    )
-    return edges, operations
+    return [
+        f"{mine:.1f} (chance {by_chance:.1f}, {told(p)})"
+        for mine, by_chance, p in zip(found[:2], chance.mean(0)[:2], higher[:2], strict=True)
+    ]
 
 
 def settings(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
     """A row for each mask, and for the null arm's."""
     for target in ("image", "permuted"):
-        groups = grouped(searches_of(records, target), *KEYS)
-        for (ratio, patch), same in groups.items():
+        for (ratio, patch), same in grouped(searches_of(records, target), *KEYS).items():
             alone = losses_alone(records, same)
             yield (
                 f"{ratio} (null target)" if target == "permuted" else ratio,
+                f"{same[0]['mask_ratio']['effective']:.3g}",
                 patch,
                 " ".join(map(str, skips_of(same))),
                 spread(skips_of(same)),
                 *agreed(same),
                 spread(losses_of(same), 3),
-                spread(alone, 3) if alone else "–",
+                f"{spread(alone, 3)} ({len(alone)})" if alone else "–",
             )
 
 
@@ -108,55 +119,39 @@ def levels(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
             alone = [(losses_alone(records, one), losses_alone(records, two)) for one, two in pairs]
             yield (
                 f"{name} {low} less {high}",
+                len(pairs),
                 compared_within(skips) if skips else "–",
                 compared_within(alone, 3) if alone and all(map(all, alone)) else "–",
             )
 
 
-def beside(records: Sequence[Record]) -> Iterator[tuple[object, ...]]:
-    """Cells trained alone under one mask, by where they are from."""
-    alone = [record for record in records if is_alone(record)]
-    default = [
-        r
-        for r in searches_of(records)
-        if (r["config"]["mask"]["ratio"], r["config"]["mask"]["patch_size"]) == (0.5, 8)
-    ]
-    losses = {
-        "random": losses_of([r for r in alone if r["config"]["genotype"].startswith("random:")]),
-        "published": losses_of([r for r in alone if r["config"]["genotype"] in PUBLISHED]),
-        "null target, ratio 0.5, patch 8": losses_alone(records, searches_of(records, "permuted")),
-        "found, ratio 0.5, patch 8": losses_alone(records, default),
-        "found, all masks": losses_alone(records, searches_of(records)),
-    }
-    for name, values in losses.items():
-        if values:
-            is_few = name != "random" and len(values) <= 10
-            chance = compared(values, losses["random"], 3) if is_few and losses["random"] else "–"
-            yield name, len(values), spread(values, 3), chance
-
-
 def tables(records: Sequence[Record]) -> str:
     """Masks, neighbouring masks, and cells trained alone."""
-    for target in ("image", "permuted"):
-        check_replicates(
-            grouped(searches_of(records, target), *KEYS), ("mask.ratio", "mask.patch_size")
-        )
-    alone = {(r["config"]["genotype"],): [r] for r in records if is_alone(r)}
-    check_replicates(alone, ("genotype", "relaxation"))
-    head = ("ratio", "patch", "skips by seed", "mean ± sd", "edges shared, of 16")
-    head += ("operations shared", "held-out loss of the supernet", "of the cell alone")
-    arms = [skips_of(same) for same in grouped(searches_of(records), *KEYS).values()]
+    searches, null = searches_of(records), searches_of(records, "permuted")
+    masks = grouped(searches, *KEYS)
+    axes = ("mask.ratio", "mask.patch_size", "objective.target", "genotype", "relaxation")
+    nulls = {("null target", *place): same for place, same in grouped(null, *KEYS).items()}
+    check_replicates({**masks, **nulls, **groups_alone(records)}, axes)
+    head = ("ratio", "hidden", "patch", "skips by seed", "mean ± sd", "edges shared, of 16")
+    head += ("with operations", "held-out loss of the supernet", "of different cells alone (n)")
+    strata = len({patch for _, patch in masks})
+    arms = {
+        "null target, ratio 0.5, patch 8": null,
+        "found, ratio 0.5, patch 8": masks.get((0.5, 8), []),
+        "found, any mask": searches,
+    }
     return "\n".join(
         (
             "# Mask ratio and patch size, S0\n",
-            costs(records) + power(arms, "skips"),
-            "A supernet's loss is that of its own mask; cells are trained alone under one (ratio\n"
-            ".5, patch 8), with one seed, so that the cells alone differ. Chance: each genotype\n"
-            "with its edges and operations permuted.\n",
+            costs(records) + power(map(skips_of, masks.values()), "skips", strata),
+            "A supernet's loss is that of its own mask; cells are trained alone, " + ALONE + ".\n"
+            "Hidden: the ratio in whole patches; where two ratios hide as many, the higher is\n"
+            "listed. "
+            "Chance: each genotype with its edges and operations permuted.\n",
             table(head, settings(records)),
             "Levels against each other, within the levels of the other axis:\n",
-            table(("levels", "skips", "held-out loss of the cell alone"), levels(records)),
-            table(("cells", "n", "held-out loss, alone", "less random cells"), beside(records)),
+            table(("levels", "strata", "skips", "held-out loss of cells alone"), levels(records)),
+            alone_table(records, arms),
             DIFFERENCES,
         )
     )
@@ -168,9 +163,9 @@ def results(records: Sequence[Record]) -> str:
     for axis, name in KEYS.items():
         for (level,), same in grouped(searches_of(records), axis).items():
             alone = losses_alone(records, same)
-            paper = PAPER[axis].get(level, "–")
-            loss = spread(alone, 3) if alone else "–"
-            rows.append((f"{name} {level}", paper, spread(skips_of(same)), loss, len(same)))
+            loss = f"{np.mean(alone):.3f}" if alone else "–"
+            skips = f"{np.mean(skips_of(same)):.2f}"
+            rows.append((f"{name} {level}", PAPER[axis].get(level, "–"), skips, loss, len(same)))
     head = (
         "mask",
         "test error in %, paper",
@@ -181,17 +176,23 @@ def results(records: Sequence[Record]) -> str:
     return table(head, rows)
 
 
+def _mean_alone(records: Sequence[Record]) -> Callable[[Sequence[Record]], list[float]]:
+    return lambda same: losses_alone(records, same)
+
+
 @canvas.styled
 def draw(records: Sequence[Record], folder: Path) -> None:
     """Skips and the loss of the derived cell, over both axes."""
     groups = grouped(searches_of(records), *KEYS)
+    if not groups:
+        return
     ratios, patches = (sorted({place[i] for place in groups}) for i in range(2))
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     for panel, (title, digits, measure) in zip(
         figure.subplots(1, 2),
         (
             ("skips of 8, mean over seeds", 1, skips_of),
-            ("held-out loss of the cells alone", 3, lambda same: losses_alone(records, same)),
+            ("held-out loss of the cells alone", 3, _mean_alone(records)),
         ),
         strict=True,
     ):

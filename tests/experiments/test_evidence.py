@@ -1,11 +1,13 @@
 """Statistics against enumerations, and records to tables by the script itself."""
 
+import base64
 import json
 import shutil
 import subprocess
 import sys
 from fractions import Fraction
 from importlib import import_module
+from io import BytesIO
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -61,7 +63,7 @@ def test_a_total_against_chance_is_the_exact_binomial(inference: ModuleType) -> 
     assert inference.against_chance(S0(), [8] * 5) == pytest.approx(7.0**-40)
     assert inference.against_chance(S2(), [0, 0]) == pytest.approx(2 * 0.5**16)  # 16 skips as well
     assert inference.against_chance(S2(), [3, 5]) == 1
-    assert inference.told(7.0**-40) == "< 0.0001"
+    assert inference.told(7.0**-40) == "p < 0.0001"
 
 
 def test_exact_permutations(inference: ModuleType) -> None:
@@ -129,10 +131,11 @@ def test_agreement_of_cells_and_what_permuted_ones_give(inference: ModuleType) -
     assert len(one) == 16
     by_hand = [("normal", 2, 0, "sep_conv_3x3"), ("normal", 2, 1, "sep_conv_3x3")]
     assert {*by_hand} <= one & other
-    assert inference.agreement([one, one, other]) == (
-        (16 + 2 * inference.shared(one, other)[0]) / 3,
-        (16 + 2 * inference.shared(one, other)[1]) / 3,
-    )
+    expected = [(16 + 2 * count) / 3 for count in inference.shared(one, other)]
+    assert inference.agreement([one, one, other]) == pytest.approx(expected)
+    operations = [[edge[3] for edge in cells if edge[0] == "normal"] for cells in (one, other)]
+    assert operations[0].count("sep_conv_3x3") == 5  # and three skips; the other: five, two, one
+    assert inference.shared(one, other)[2] - 7 <= 8
     # Of i sources, two pairs drawn at random share 4 / i.
     draws = np.array(list(inference.agreement_by_chance([one, other], 4000)))
     expected = 2 * sum(4 / sources for sources in (2, 3, 4, 5))
@@ -148,9 +151,10 @@ def test_kinship_tells_arms_that_differ(inference: ModuleType) -> None:
     one, other = (
         inference.cells_of(read_genotype(name).to_dict()) for name in ("DARTS_V1", "RLNAS_cifar10")
     )
-    alike = 16 - inference.shared(one, other)[1]
-    assert inference.kinship([one] * 5, [other] * 5) == (alike, 2 / 252)  # and the arms exchanged
-    assert inference.kinship([one, other] * 2, [one, other] * 2)[1] > 0.5
+    # As high with the arms exchanged: 2 of 252 divisions.
+    expected = [(16 - count, 2 / 252) for count in inference.shared(one, other)]
+    assert inference.kinship([one] * 5, [other] * 5) == expected
+    assert all(p > 0.5 for _, p in inference.kinship([one, other] * 2, [one, other] * 2))
 
 
 def test_arms_are_compared_in_words(inference: ModuleType) -> None:
@@ -176,75 +180,209 @@ def test_the_readme_has_a_place_for_every_claim(evidence: ModuleType) -> None:
         evidence.replaced(evidence.README.read_text(), claim.parent.name, "")
 
 
-def a_record(seed: int, upsample: str, ratio: float, skips: int) -> dict[str, Any]:
-    course = {"step": [10, 20, 30], "skips_normal": [1, skips, skips]}
-    course |= {"entropy_normal": [1.0, 0.9, 0.8], "entropy_reduce": [1.0, 0.9, 0.9]}
-    metrics = {"step": [1, 10], "grad_norm_alpha_normal": [0.1, 0.2], "rms_F3": [0.5, None]}
-    config = {
-        "space": {"_target_": "mae_nas.spaces.S0"},
-        "decoder": {"upsample": upsample},
-        "mask": {"ratio": ratio},
-    }
+def a_record(
+    seed: int, skips: int, loss: float = 0.5, pixels: str = "", **config: object
+) -> dict[str, Any]:
+    """A search, or a training of `genotype`, whose normal cell has so many skips; made up."""
+    place: dict[str, Any] = {"upsample": "nearest", "taps": [1, 2, 3], "kernel": "auto"}
+    place |= {"ratio": 0.2, "patch_size": 8, "target": "image", "mode": "dense", "space": "S0"}
+    place |= config
+    given = place.get("genotype")
+    genotype = read_genotype("RLNAS_cifar10" if given is None else given).to_dict()
+    edges: Any = genotype["normal"]
+    if given is None:
+        for edge in edges["edges"][:skips]:
+            edge["primitive"] = "skip_connect"
+    course: dict[str, list[Any]] = {"step": [10, 20, 30], "skips_normal": [1, skips, skips]}
+    course |= {f"entropy_{kind}": [1.0, 0.9, 0.8] for kind in ("normal", "reduce")}
+    course |= {"held_out_loss": [0.9, 0.7, loss], "verdict": ["ok", "ok", "warning"]}
+    metrics = {"step": [1, 30], "seconds": [1.0, 20.0], "grad_norm_alpha_normal": [0.1, 0.2]}
+    relaxation = "DARTS" if given is None else "Fixed"
     return {
-        "config": {**config, "seed": seed},
+        "config": {
+            "space": {"_target_": f"mae_nas.spaces.{place['space']}"},
+            "relaxation": {"_target_": f"mae_nas.relaxations.{relaxation}"},
+            "decoder": {key: place[key] for key in ("upsample", "taps", "kernel")},
+            "mask": {key: place[key] for key in ("ratio", "patch_size", "mode")},
+            "objective": {"target": place["target"]},
+            **({} if given is None else {"genotype": given}),
+            **place.get("others", {}),
+            "seed": seed,
+        },
         "seed": seed,
+        "genotype": genotype,
         "skip_counts": {"normal": skips},
-        "final": {"held_out_loss": 0.5},
+        "entropy": {"normal": 0.9},
+        "mask_ratio": {"effective": max(place["ratio"], (place["patch_size"] / 32) ** 2)},
+        "yardsticks": {"visible_mean": 0.7},
+        "reconstructions": pixels,
+        "final": {"held_out_loss": loss, "step": 30},
         "course": course,
-        "metrics": metrics,
+        "metrics": {**metrics, "rms_F3": [0.5, 0.6], "rms_F1": [None, None]},
         "wall_seconds": 60.0,
-        "config_hash": f"{seed}{upsample}{ratio}",
+        "config_hash": f"{seed}{sorted(map(str, place.items()))}",
         "device": {"name": "a CPU", "threads": 1},
         "git": {"commit": "0123456789", "dirty": True},
     }
 
 
-def test_a_table_is_a_function_of_the_records(tmp_path: Path) -> None:
-    records = [
-        a_record(seed, upsample, ratio, skips)
-        for upsample, ratio, all_skips in (
-            ("shuffle", 0.2, [8, 7, 8]),
-            ("shuffle", 0.8, [3, 1, 2]),
-            ("nearest", 0.2, [0, 1, 0]),
-            ("nearest", 0.8, [1, 1, 2]),
-        )
-        for seed, skips in enumerate(all_skips)
-    ]
-    (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    done = run("report", "table3", "--folder", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    table = (tmp_path / "table.md").read_text()
-    [row] = [line for line in table.splitlines() if line.startswith("| S0 | simmim | 0.2 ")]
+def records_of(claim: str) -> list[dict[str, Any]]:
+    """Three seeds of everything that a claim asks for, few of its levels."""
+    arms: list[dict[str, Any]] = {
+        "table3": [
+            {"space": space, "upsample": upsample, "ratio": ratio}
+            for space in ("S0", "S2")
+            for upsample in ("nearest", "shuffle")
+            for ratio in (0.2, 0.8)
+        ],
+        "table3_factors": [
+            *(
+                {"upsample": upsample, "taps": taps, "kernel": kernel}
+                for upsample in ("nearest", "shuffle")
+                for taps in ([1, 2, 3], [3])
+                for kernel in (1, 3)
+            ),
+            {"target": "permuted"},
+            {"target": "permuted", "upsample": "shuffle", "taps": [3], "kernel": 1},
+            {"mode": "sparse"},
+        ],
+        "table2": [
+            *({"ratio": ratio, "patch_size": size} for ratio in (0.1, 0.5) for size in (8, 16)),
+            {"target": "permuted", "ratio": 0.5},
+        ],
+        "figure2": [{"upsample": "nearest"}, {"upsample": "shuffle"}],
+    }[claim]
+    records = []
+    for place in arms:
+        skips = 6 if place.get("upsample") == "shuffle" else 1
+        records += [
+            a_record(seed, skips + seed % 2, 0.5 + seed / 100, some_pixels(), **place)
+            for seed in range(3)
+        ]
+    if claim != "figure2":
+        cells = {json.dumps(r["genotype"]) for r in records} | {"DARTS_V2", "PDARTS"}
+        records += [a_record(0, 2, 0.6, genotype=cell) for cell in sorted(cells)]
+    return records
+
+
+def some_pixels(shift: float = 0.0) -> str:
+    buffer = BytesIO()
+    images = np.random.default_rng(1).integers(0, 255, (2, 3, 16, 16), np.uint8)
+    hidden = np.zeros((2, 2, 2), bool)
+    hidden[:, 0] = True
+    np.savez(buffer, images=images + np.uint8(shift), predictions=images, hidden=hidden)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+PICTURES = {
+    "table3": ("skips", "signals"),
+    "table3_factors": ("arms", "operations", "sparse"),
+    "table2": ("masks",),
+    "figure2": ("ratio_0.2",),
+}
+
+
+@pytest.mark.parametrize("claim", list(PICTURES))
+def test_tables_and_pictures_are_a_function_of_the_records(claim: str, tmp_path: Path) -> None:
+    def write(records: list[dict[str, Any]]) -> dict[str, bytes]:
+        (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        for made in (*tmp_path.glob("*.png"), *tmp_path.glob("*.md")):
+            made.unlink()
+        done = run("report", claim, "--folder", tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.suffix in (".md", ".png")}
+
+    records = records_of(claim)
+    whole = write(records)
+    assert whole.keys() == {"table.md", *(f"{name}.png" for name in PICTURES[claim])}
+    assert all(len(whole[f"{name}.png"]) > 10_000 for name in PICTURES[claim])
+    assert write(records[::-1]) == whole
+    for some in (records[:1], records[::3], records[: len(records) // 2], records[-1:]):
+        assert "table.md" in write(some)  # a claim may be half collected
+
+
+def test_table3_says_what_its_records_hold(evidence: ModuleType) -> None:
+    module = import_module("table3.claim")
+    text = module.tables(records_of("table3"))
+    [row] = [line for line in text.splitlines() if line.startswith("| S0 | simmim | 0.2 ")]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
-    assert cells[3:6] == ["8 7 8", "7.67 ± 0.58", "1.14"]
-    assert cells[-2:] == ["20 20 20", "8"]
+    assert cells[3:6] == ["6 7 6", "6.33 ± 0.58", "1.14"]
+    assert cells[-3:] == ["20 20 20", "30 30 30", "8"]
+    assert "24 searches and 6 trainings of given cells, " in text
+    assert "hours in all, on a CPU (1 threads); commits 0123456 (changed)." in text
+    assert "| S0 | 0.2 | 3 and 3 | +5.00: too few seeds to tell |" in text
+    assert "| S0, simmim, mean over ratios, by seed | 6.00 7.00 6.00 (chance 1.14) |" in text
+    assert "| S0, simmim, ratio 0.2 | 2 of 3 searches | 0.600 ± 0.000 |" in text
+    assert evidence
+
+
+def test_a_main_effect_needs_all_combinations_of_a_seed(evidence: ModuleType) -> None:
+    module = import_module("table3_factors.claim")
+    records = [
+        a_record(seed, 5 if len(taps) == 1 else 1, upsample=upsample, taps=taps, kernel=kernel)
+        for seed in range(5)
+        for upsample in ("nearest", "shuffle")
+        for taps in ([1, 2, 3], [3])
+        for kernel in (1, 3)
+    ]
+    rows = {row[0]: row for row in module.main_effects(module.arms_of(records))}
     assert (
-        "12 searches, 0.2 hours in all, on a CPU (1 threads); commits 0123456 (changed)." in table
+        rows["upsampling"][-1] == "+0.00 (no spread in either arm), p = 1.0000: not distinguishable"
     )
-    assert "| S0 | 0.8 | 3 | +0.67: too few seeds to tell |" in table
-    assert "| S0, simmim, all ratios, against chance | 29 skips of 48," in table
-    assert "| S0, simmim, ratio 0.2 less 0.8 | +5.67" in table
-    pictures = [tmp_path / "skips.png", tmp_path / "signals.png"]
-    before = [picture.read_bytes() for picture in pictures]
-    assert all(len(picture) > 10_000 for picture in before)
-    assert run("report", "table3", "--folder", tmp_path).returncode == 0
-    assert (tmp_path / "table.md").read_text() == table
-    assert [picture.read_bytes() for picture in pictures] == before
+    assert rows["taps"][1:4] == ("3 less 1 2 3", 0.2, 5)
+    assert rows["taps"][-1] == "+4.00 (no spread in either arm), p = 0.0079"
+    half = [r for r in records if r["config"]["decoder"]["taps"] != [3] or r["seed"] < 2]
+    assert {row[3] for row in module.main_effects(module.arms_of(half))} == {2}
+    gone = [r for r in records if r["config"]["decoder"]["upsample"] == "nearest"]
+    assert not list(module.main_effects(module.arms_of(gone)))
+    assert evidence
+
+
+def test_ratios_that_hide_as_much_are_counted_once(evidence: ModuleType) -> None:
+    module = import_module("table2.claim")
+    records = [
+        a_record(0, 1, ratio=ratio, patch_size=size) for ratio in (0.1, 0.2) for size in (8, 16)
+    ]
+    kept = [
+        (r["config"]["mask"]["ratio"], r["config"]["mask"]["patch_size"])
+        for r in module.searches_of(records)
+    ]
+    assert sorted(kept) == [(0.1, 8), (0.2, 8), (0.2, 16)]
+    assert evidence
+
+
+def test_a_cell_found_twice_counts_once_alone(evidence: ModuleType) -> None:
+    searches = [a_record(seed, seed // 2) for seed in range(4)]  # two different cells
+    alone = [
+        a_record(0, 0, loss, genotype=json.dumps(searches[place]["genotype"]))
+        for place, loss in ((0, 0.25), (2, 0.75))
+    ]
+    assert evidence.losses_alone([*searches, *alone], searches) == [0.25, 0.75]
+    assert evidence.losses_alone([*searches, *alone[:1]], searches) == [0.25]
+
+
+def test_decoders_with_other_images_are_not_drawn_together(
+    evidence: ModuleType, tmp_path: Path
+) -> None:
+    module = import_module("figure2.claim")
+    pixels = (("nearest", some_pixels()), ("shuffle", some_pixels(1)))
+    records = [a_record(0, 1, pixels=each, upsample=upsample) for upsample, each in pixels]
+    with pytest.raises(ValueError, match="decoders with other images or masks"):
+        module.draw(records, tmp_path)
+    assert evidence
 
 
 @pytest.mark.parametrize(
-    ("others", "words"),
+    ("seed", "others", "words"),
     [
-        ({"seed": 0}, "two records of one seed, [0, 0]"),
-        ({"trainer": {"max_steps": 20}}, "records of 2 protocols"),
+        (0, {}, "two records of one seed, [0, 0]"),
+        (1, {"trainer": {"max_steps": 20}}, "records of 2 protocols"),
     ],
 )
 def test_records_that_are_no_replicates_are_refused(
-    tmp_path: Path, others: dict[str, Any], words: str
+    tmp_path: Path, seed: int, others: dict[str, Any], words: str
 ) -> None:
-    one, other = a_record(0, "shuffle", 0.2, 3), a_record(1, "shuffle", 0.2, 4)
-    other["seed"] = others.get("seed", 1)
-    other["config"] |= others
+    one, other = a_record(0, 3), a_record(seed, 4, others=others)
     other["config"]["data"] = {"root": "/elsewhere"}  # is no other protocol
     one["config"]["data"] = {"root": "/here"}
     (tmp_path / "records.jsonl").write_text(f"{json.dumps(one)}\n{json.dumps(other)}\n")
@@ -252,6 +390,19 @@ def test_records_that_are_no_replicates_are_refused(
     assert done.returncode == 1
     assert words in done.stderr
     assert not (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize("claim", ["table3", "table3_factors", "table2"])
+def test_arms_and_cells_alone_are_of_one_protocol(claim: str, evidence: ModuleType) -> None:
+    module = import_module(f"{claim}.claim")
+    records = records_of(claim)
+    assert module.tables(records)
+    for place in (0, -1):  # a search, a cell alone
+        records[place]["config"]["supernet"] = {"width": 99}
+        with pytest.raises(ValueError, match="records of 2 protocols"):
+            module.tables(records)
+        del records[place]["config"]["supernet"]
+    assert evidence
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small"])
@@ -263,7 +414,7 @@ def test_sweeps_of_a_claim_compose(
     for name in ("null", "product", "searches"):
         (tmp_path / name).mkdir()
     sweeps = dict(module.sweeps(scale, tmp_path))
-    assert len(sweeps) == {"table3": 1, "figure2": 1, "table2": 3, "table3_factors": 4}[claim]
+    assert len(sweeps) == {"table3": 2, "figure2": 1, "table2": 3, "table3_factors": 4}[claim]
     for overrides in sweeps.values():
         words = [f"scale={scale}", f"experiment={claim}", *overrides]
         config = compose([text for axis in split_values(words, ()) for text in axis.texts[-1:]])
@@ -271,7 +422,7 @@ def test_sweeps_of_a_claim_compose(
     for axes in (*module.AXES.values(), *sweeps.values()):
         for key, values in dict(axis.split("=") for axis in axes).items():
             if key == "mask.ratio" and claim == "table3":  # what the paper's column knows
-                assert {*map(float, values.split(","))} <= module.PAPER["nearest"].keys()
+                assert {*map(float, values.split(","))} <= module.PAPER["hierarchical"].keys()
             if key in getattr(module, "KEYS", ()) and claim == "table2":
                 assert {*map(float, values.split(","))} <= module.PAPER[key].keys()
     assert evidence
@@ -324,29 +475,57 @@ def test_a_claim_is_one_command_that_computes_nothing_twice(
     assert (gone / "summary.json").exists()
 
 
+def a_sweep(folder: Path, **runs: str) -> Path:
+    """Run folders by name, each in a state."""
+    for seed, (name, state) in enumerate(runs.items()):
+        (folder / name).mkdir(parents=True)
+        record = a_record(seed, 1)
+        record["config"]["data"] = {
+            "root": "/home/me/images",
+            "cache": "/home/me/cache",
+            "side": 32,
+        }
+        record["data"] = {"cache": "/home/me/cache/1", "side": 32}
+        (folder / name / "summary.json").write_text(json.dumps({**record, "state": state}))
+        reading = {"step": 5, "held_out_loss": 0.5, "verdict": "ok"}
+        reading |= {kind: {"normal": 1, "reduce": 2} for kind in ("skips", "entropy")}
+        (folder / name / "genotypes.jsonl").write_text(json.dumps(reading) + "\n")
+        header = "step,weight_loss,grad_norm_alpha_normal,rms_F1\n"
+        (folder / name / "metrics.csv").write_text(header + "5,0.1,0.25,\n")
+    return folder
+
+
 def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    for name, state in (("a", "collapsed"), ("b", "failed"), ("c", None)):
-        (sweep / name).mkdir(parents=True)
-        if state:
-            summary = {"state": state, "config": {"seed": 3}, "seed": 3, "config_hash": "x"}
-            (sweep / name / "summary.json").write_text(json.dumps(summary))
-    reading = {"step": 5, "held_out_loss": 0.5}
-    reading |= {name: {"normal": 1, "reduce": 2} for name in ("skips", "entropy")}
-    (sweep / "a" / "genotypes.jsonl").write_text(json.dumps(reading) + "\n")
-    header = "step,weight_loss,grad_norm_alpha_normal,rms_F1\n"
-    (sweep / "a" / "metrics.csv").write_text(header + "5,0.1,0.25,\n")
+    sweep = a_sweep(tmp_path / "sweep", a="collapsed", b="failed")
+    (sweep / "c").mkdir()
     for _ in range(2):
         done = run("collect", "table3", sweep, "--folder", tmp_path / "made")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"table3: 1 ended runs in {sweep}\n"
-        [record] = map(json.loads, (tmp_path / "made" / "records.jsonl").read_text().splitlines())
+        [line] = (tmp_path / "made" / "records.jsonl").read_text().splitlines()
+        record = json.loads(line)
         assert record["course"]["skips_reduce"] == [2]
         assert record["metrics"] == {
             "step": [5.0],
             "grad_norm_alpha_normal": [0.25],
             "rms_F1": [None],
         }
+        assert "/home" not in line
+        assert record["config"]["data"] == record["data"] == {"side": 32}
+
+
+def test_records_of_another_protocol_leave_the_file_as_it_is(tmp_path: Path) -> None:
+    sweep, made = a_sweep(tmp_path / "sweep", a="finished", b="finished"), tmp_path / "made"
+    assert run("collect", "table3", sweep, "--folder", made).returncode == 0
+    before = (made / "records.jsonl").read_text()
+    summary = sweep / "b" / "summary.json"
+    record = json.loads(summary.read_text())
+    record["config"] |= {"trainer": {"max_steps": 9}}
+    summary.write_text(json.dumps({**record, "config_hash": "another"}))
+    done = run("collect", "table3", sweep, "--folder", made)
+    assert done.returncode == 1
+    assert "two records of one seed" in done.stderr
+    assert (made / "records.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(
