@@ -416,6 +416,10 @@ def _report(given: argparse.Namespace) -> int:
         there = [folder for folder in folders if read_records(folder)]
         for folder in there or (folders[:1] if given.claims else []):
             report(claim, folder)
+        if not there:
+            sys.stdout.write(
+                f"{claim}: no records yet; make {claim.replace('_', '-')} makes some\n"
+            )
     return 0
 
 

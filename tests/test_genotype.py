@@ -257,6 +257,9 @@ def test_read_genotype_names_the_broken_file(content: bytes, expected: str, tmp_
 
 
 def test_read_genotype_of_a_run_without_readings_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"genotype\.json: not found; this is no run folder"):
+        read_genotype(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"genotype\.json: not found; a run writes it"):
         read_genotype(str(tmp_path))
 

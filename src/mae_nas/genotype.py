@@ -192,7 +192,9 @@ def read_genotype(source: str) -> Genotype:
     if path.is_dir():
         path = path / "genotype.json"
         if not path.exists():
-            raise ValueError(f"{path}: not found; a run writes it at its first reading")
+            is_run = (path.parent / "config.json").exists()
+            why = "a run writes it at its first reading" if is_run else "this is no run folder"
+            raise ValueError(f"{path}: not found; {why}")
     with _at(str(path)):
         return Genotype.from_dict(_document(path))
 

@@ -18,6 +18,7 @@ def test_a_strangers_file_name_is_shown_and_not_obeyed(caplog: pytest.LogCapture
         parts=SimpleNamespace(masking=Masking()),
         module=SimpleNamespace(epochs=1, steps_per_epoch=1),
         yardsticks={},
+        last_step=1,
     )
     with caplog.at_level(logging.INFO, "mae_nas"):
         announce(run)  # type: ignore[arg-type]

@@ -11,6 +11,9 @@ import pytest
 from mae_nas.cli.main import main
 from mae_nas.cli.report import PICTURES
 from mae_nas.genotype import read_genotype
+from mae_nas.runs.records import costs_alone
+from mae_nas.spaces import S0
+from mae_nas.supernet import SupernetSize
 
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -125,6 +128,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "To repeat it" not in page.texts
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "summary.json").write_text("")
     assert main(["report", str(empty)]) == 0
     missing = Seen((empty / "report.html").read_text()).texts
     assert any("is not a run folder (it has no config.json)" in text for text in missing)
@@ -158,9 +162,57 @@ def test_the_command_makes_the_search_anew(
     assert texts[texts.index("To repeat it") + 1] == command
 
 
+def test_a_command_that_names_foreign_code_is_not_proposed(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", overrides=["seed=1", "relaxation._target_=os.system"])
+    assert main(["report", str(run)]) == 0
+    texts = Seen((run / "report.html").read_text()).texts
+    assert "To repeat it" not in texts
+    assert "command: it names code that is not mae_nas's: relaxation._target_=os.system" in texts
+
+
+def test_a_picture_is_no_link_to_something_else(tmp_path: Path) -> None:
+    run, private = a_run(tmp_path / "run"), tmp_path / "private.svg"
+    private.write_text("<svg/>")
+    picture = run / "plots" / "cells.svg"
+    picture.unlink()
+    picture.symlink_to(private)
+    assert main(["report", str(run)]) == 0
+    assert "cells.svg: no such picture" in Seen((run / "report.html").read_text()).texts
+
+
+@pytest.mark.parametrize(
+    ("supernet", "decoder", "is_known"),
+    [
+        ({"width": 4, "depth": 3}, {"taps": [1]}, True),
+        ({"width": 4, "depth": 3, "stem": "small"}, {}, True),
+        ({"width": 4, "depth": 5000}, {}, False),
+        ({"width": True, "depth": None}, {"taps": 7}, False),
+    ],
+)
+def test_complexity_is_of_the_backbone_that_was_searched(
+    tmp_path: Path, supernet: dict[str, object], decoder: dict[str, object], is_known: bool
+) -> None:
+    run = a_run(tmp_path / "run")
+    config = {"space": {"_target_": "mae_nas.spaces.S0"}, "supernet": supernet, "decoder": decoder}
+    (run / "config.json").write_text(json.dumps({"format": "mae_nas.config/1", "config": config}))
+    assert main(["report", str(run)]) == 0
+    texts = Seen((run / "report.html").read_text()).texts
+    assert ("found" in texts) == is_known
+    if is_known:
+        size = SupernetSize(4, 3, "small" if "stem" in supernet else "auto")
+        costs = costs_alone("DARTS_V2", S0(), size, 32, 3, 1 if decoder else 3)
+        found = texts[texts.index("found") + 1 :][:2]
+        assert found == [f"{value:,}" for value in costs.values()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [([], "which run or sweep?"), (["nowhere"], "nowhere: not a folder"), (["a=b"], "takes")],
+    [
+        ([], "which run or sweep?"),
+        (["nowhere"], "nowhere: not the folder"),
+        (["."], ".: not the folder of a run or of a sweep; mae-nas runs . lists runs below it"),
+        (["a=b"], "takes"),
+    ],
 )
 def test_mistakes_are_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
@@ -168,6 +220,7 @@ def test_mistakes_are_one_line(
     assert main(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert words in error
+    assert not Path("report.html").exists()
     assert error.count("\n") == 1
 
 

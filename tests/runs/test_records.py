@@ -53,16 +53,23 @@ def repository(folder: Path) -> Callable[..., str]:
 
 
 def test_git_state_is_the_codes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "records.py"
+    file = tmp_path / "src" / "records.py"
+    file.parent.mkdir()
     file.write_text("one = 1\n")
     monkeypatch.setattr(records, "__file__", str(file))
     nothing = {"commit": None, "dirty": None}
     assert git_state() == nothing  # no repository
     git = repository(tmp_path)
     assert git_state() == nothing  # someone else's repository: our file is not in it
-    git("add", "records.py")
+    git("add", "src/records.py")
     git("commit", "-q", "-m", "one")
     assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "genotype.png").write_text("drawn by a user")
+    assert git_state()["dirty"] is False
+    other = file.with_name("other.py")
+    other.write_text("two = 2\n")
+    assert git_state()["dirty"] is True
+    other.unlink()
     file.write_text("one = 2\n")
     assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
@@ -85,11 +92,11 @@ def test_a_cell_alone_costs_what_its_own_training_says(prepared: Callable[..., R
     run = prepared(*given)
     size, found = SupernetSize(run.config["supernet"]["width"], 3), run.data
     side, channels = found.side, found.channels
-    costs = costs_alone("RLNAS_cifar10", S0(), size, side, channels)
+    costs = costs_alone("RLNAS_cifar10", S0(), size, side, channels, 3)
     assert costs == network_costs(run.module, run.data)["supernet"]
-    assert costs_alone("DARTS_V2", S0(), size, side, channels) != costs
+    assert costs_alone("DARTS_V2", S0(), size, side, channels, 3) != costs
     with pytest.raises(ValueError, match="not in S0"):
-        costs_alone("NASNet", S0(), size, side, channels)
+        costs_alone("NASNet", S0(), size, side, channels, 3)
 
 
 def test_search_record_is_that_of_the_last_reading(prepared: Callable[..., Run]) -> None:

@@ -39,13 +39,15 @@ def announce(run: Run) -> None:
         log.warning("skipped %s: %s", printable(entry["file"]), printable(entry["reason"]))
     if skipped:
         log.warning("%d files skipped; summary.json names them all", len(skipped))
+    total = run.module.epochs * run.module.steps_per_epoch
     log.info(
-        "mask ratio %g (%g in whole patches of %d × %d), %s; %s of %d steps; precision %s",
+        "mask ratio %g (%g in whole patches of %d × %d), %s; %s of %d steps%s; precision %s",
         *(masking.ratio, masking.effective_ratio(run.data.side)),
         *(masking.patch_size, masking.patch_size, masking.mode),
         *(
             counted(run.module.epochs, "epoch"),
             run.module.steps_per_epoch,
+            "" if run.last_step == total else f", {run.last_step} of {total} in all",
             run.config["trainer"]["precision"],
         ),
     )

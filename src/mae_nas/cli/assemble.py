@@ -3,6 +3,8 @@
 import hashlib
 import inspect
 import json
+import logging
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,11 +30,14 @@ from mae_nas.relaxations import Relaxation
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import LoggerSettings
 from mae_nas.runs.measure import StepCost
+from mae_nas.runs.progress import LINE_SECONDS
 from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precision
 from mae_nas.search import BilevelSettings, SearchModule
 from mae_nas.search.optimizers import check_unrollable, make_fused
 from mae_nas.spaces import SearchSpace
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
+
+log = logging.getLogger("mae_nas")
 
 Config = Mapping[str, Any]
 Part = TypeVar("Part")
@@ -92,10 +97,18 @@ def settle_precision(config: Config) -> None:
 
 @contextmanager
 def progress(console: Console, what: str) -> Iterator[OnProgress]:
-    """A bar on a terminal, for what is told (done, total)."""
+    """What is told (done, total): a bar on a terminal, elsewhere a line every ten seconds."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task, last = bar.add_task(what, total=None), time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total)
+            if not console.is_terminal and time.monotonic() - last >= LINE_SECONDS:
+                last = time.monotonic()
+                log.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
+
+        yield show
 
 
 def prepare(

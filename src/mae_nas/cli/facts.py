@@ -4,6 +4,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +31,7 @@ _FEW = 0.05  # of the images: fewer near duplicates than these are no reason to 
 _RULES = (r"^(.*?)[0-9]+[^0-9/]*\.[^.]*$", r"^(.*?[0-9]+)", "parent", "^([^/]*)/")
 _TESTS = ("test", "val", "valid", "validation")
 _LONG = 24 * 3600  # seconds of a search
+_FIRST_LOOK, _FEWEST_STEPS = 900, 20  # seconds, steps
 _DEPTHS = {"uint8": "8 bits", "uint16": "16 bits", "float32": "float"}
 Facts = dict[str, Any]
 
@@ -211,10 +213,13 @@ def _notes(facts: Facts) -> Iterator[str]:
             "duplicates may be divided by the split: put what belongs together into a folder of "
             "its own and use data.group=parent, or name it alike and give a regular expression"
         )
-    if facts["estimate"]["seconds"] * facts["search"]["steps"] > _LONG:
+    seconds = facts["estimate"]["seconds"]
+    if seconds * facts["search"]["steps"] > _LONG:
+        steps = max(_FEWEST_STEPS, int(_FIRST_LOOK / seconds))
         yield (
-            "this is long on this computer: trainer.max_steps=500 gives a first look, from which "
-            "resume=auto goes on; a narrower supernet (supernet.width) or a GPU make it shorter"
+            f"this is long on this computer: trainer.max_steps={steps} gives a first look in "
+            f"{timedelta(seconds=round(steps * seconds))}, from which resume=auto goes on; fewer "
+            "pixels (data.side), a narrower supernet (supernet.width) or a GPU make it shorter"
         )
     tops = {name.partition("/")[0] for name in facts["folders"]}
     if len(tops) > 1 and (tests := sorted(tops & set(_TESTS))):

@@ -96,7 +96,7 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     yield row("split groups", f"{group}; {near['divided']:,} near duplicates divided")
     yield row("side", "{side} pixels, {channels} channels, {dtype}".format(**search))
     yield row("stem", "{stem}, patches of {patch_size} pixels".format(**search))
-    where = "kept in memory" if search["resident"] else "read from disk"
+    where = "held in memory" if search["resident"] else "read from disk"
     yield row(
         "batch", "{batch_size} images, {workers} loader processes".format(**search) + f", {where}"
     )

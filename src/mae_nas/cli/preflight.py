@@ -111,7 +111,8 @@ def in_words(cost: StepCost, steps: int) -> str:
     """What a step takes, and so many."""
     total = timedelta(seconds=round(cost.seconds * steps))
     how = ", estimated from few images" if cost.is_estimate else ""
-    return f"about {cost.seconds:.2g} s per step, {_memory(cost)}, {total} in all{how}"
+    seconds = f"{cost.seconds:.2g}" if cost.seconds < 10 else f"{cost.seconds:.0f}"
+    return f"about {seconds} s per step, {_memory(cost)}, {total} in all{how}"
 
 
 def _memory(cost: StepCost) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
+from typing import cast, get_args
 
 from jinja2 import Environment
 
@@ -36,7 +37,9 @@ PICTURES = {
     "reconstructions": "Held-out images: whole, masked, predicted, and put together",
 }
 SWEEP_PICTURE = "sweep"
-MOST_BYTES, MOST_SECONDS, LARGEST = 2**25, 1e9, 4096
+MOST_BYTES, MOST_SECONDS = 2**25, 1e9
+WIDEST, DEEPEST = 4096, 64
+OWN = ("mae_nas.", "torch.optim.")  # classes that a command may name
 SEARCHED = {
     "space": "space._target_",
     "relaxation": "relaxation._target_",
@@ -64,11 +67,16 @@ COSTS = {
     "decoder, parameters": "costs.decoder.parameters",
     "decoder, multiply-adds an image": "costs.decoder.multiply_adds",
 }
-PAPER = (
-    "The paper (Table 3, CIFAR-10, whole searches): with the hierarchical decoder 1 skip at mask "
-    "ratios .2, .4, .6 and .8; without it 8, 6, 2 and 1. Table 2: errors of 2.71 to 2.79 % over "
-    "ratios and patch sizes. These are the paper's numbers, not measured here."
-)
+PAPER = {
+    "decoder": "The paper, Table 3 (CIFAR-10, whole searches): with the hierarchical decoder 1 "
+    "skip at mask ratios .2, .4, .6 and .8; without it 8, 6, 2 and 1. These are the paper's "
+    "numbers.",
+    "mask.patch_size": "The paper, Table 2 (CIFAR-10, networks trained with labels): errors of "
+    "2.71 to 2.75 % over patches of 2 to 16 pixels. These are the paper's numbers.",
+    "mask.ratio": "The paper, Table 2 (CIFAR-10, networks trained with labels): errors of 2.75 to "
+    "2.79 % over mask ratios of .1 to .7. These are the paper's numbers.",
+}
+"""What stands beside a sweep over a key."""
 
 SPACES = ("S0", "S1", "S2", "S3", "S4")
 
@@ -94,8 +102,11 @@ def report(arguments: Sequence[str]) -> str:
         raise ValueError("report: which run or sweep? mae-nas report FOLDER...")
     folders = [Path(folder) for folder in given.folders]
     for folder in folders:
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: not a folder of a run or of a sweep")
+        if not any(
+            (folder / name).exists() for name in ("sweep.csv", "config.json", "summary.json")
+        ):
+            below = f"; mae-nas runs {folder} lists runs below it" if folder.is_dir() else ""
+            raise ValueError(f"{folder}: not the folder of a run or of a sweep{below}")
     output = Path(given.options["output"] or folders[0] / "report.html")
     write_text(output, page([section for folder in folders for section in _sections(folder)]))
     return f"report: {output}"
@@ -121,16 +132,31 @@ def _sections(folder: Path) -> Iterator[Section]:
 def _sweep(folder: Path) -> Section:
     missing: list[str] = []
     rows = _table(folder / "sweep.csv", missing)
-    is_table3 = bool(rows) and {"mask.ratio", "decoder"} <= set(rows[0])
+    swept = rows[0] if rows else []
+    configs = [
+        config for run in sorted(folder.glob("*/config.json")) if (config := _config(run, missing))
+    ]
+    common = {}
+    for name, key in SEARCHED.items():
+        values = {_said(config, key) for config in configs}
+        common[name] = values.pop() if len(values) == 1 else "differs"
     return Section(
         title=f"Sweep {folder.name}",
-        facts={},
+        facts={"Common to all runs there": common} if configs else {},
         head=rows[0] if rows else (),
         rows=rows[1:],
         pictures=_pictures(folder, {SWEEP_PICTURE: "Skips and loss over the swept axes"}, missing),
-        notes=[PAPER] if is_table3 else (),
+        notes=[paper for key, paper in PAPER.items() if key in swept],
         missing=missing,
     )
+
+
+def _config(path: Path, missing: list[str]) -> object:
+    try:
+        return RunFolder(path.parent).read_config()
+    except (OSError, ValueError) as error:
+        missing.append(_why(error))
+        return None
 
 
 def _table(path: Path, missing: list[str]) -> list[list[str]]:
@@ -157,11 +183,7 @@ def _short(column: str, cell: str) -> str:
 def _run(path: Path) -> Section:
     folder, missing = RunFolder(path), list[str]()
     state = look(path)
-    try:
-        config: object = folder.read_config()
-    except (OSError, ValueError) as error:
-        config = None
-        missing.append(_why(error))
+    config = _config(folder.config, missing)
     summary = _read(folder.summary, missing)
     reading = _read(folder.genotype, missing)
     skips = {}
@@ -180,6 +202,11 @@ def _run(path: Path) -> Section:
     verdict |= {"at step": _said(reading, "step")} | ({"why": state.reason} if state.reason else {})
     overrides = find(summary, "overrides")
     given = [str(word) for word in overrides] if isinstance(overrides, list) else None
+    if foreign := [
+        w for w in given or () if "_target_=" in w and not w.partition("=")[2].startswith(OWN)
+    ]:
+        missing.append(f"command: it names code that is not mae_nas's: {', '.join(foreign)}")
+        given = None
     return Section(
         title=f"Run {path.name}",
         facts={
@@ -208,21 +235,27 @@ def _complexity(
 ) -> list[list[str]]:
     """The cell found and published ones, each alone in place of the supernet."""
     space = str(find(config, "space._target_")).removeprefix("mae_nas.spaces.")
-    width, depth = _count(config, "supernet.width"), _count(config, "supernet.depth")
+    width, depth = _count(config, "supernet.width"), _count(config, "supernet.depth", DEEPEST)
     side, channels = _count(summary, "data.side"), _count(summary, "data.channels")
+    taps, name = find(config, "decoder.taps"), find(config, "supernet.stem")
+    stages = (
+        max((tap for tap in taps if tap in (1, 2, 3)), default=3) if isinstance(taps, list) else 3
+    )
     if space not in SPACES or not width * depth * side * channels:
         missing.append("complexity: not known before the end, and in the spaces S0 to S4 alone")
         return []
     from mae_nas import spaces  # torch, seconds
+    from mae_nas.backbone import StemName
     from mae_nas.runs.records import costs_alone
     from mae_nas.supernet import SupernetSize
 
-    searched, size = getattr(spaces, space)(), SupernetSize(width, depth)
+    stem = cast("StemName", name) if name in get_args(StemName) else "auto"
+    searched, size = getattr(spaces, space)(), SupernetSize(width, depth, stem)
     rows = []
     for name, text in {"found": str(folder.path.resolve()), **{n: n for n in PUBLISHED}}.items():
         try:
             cells = read_genotype(text)
-            costs = costs_alone(text, searched, size, side, channels)
+            costs = costs_alone(text, searched, size, side, channels, stages)
         except (ValueError, OSError) as error:
             if name == "found":
                 missing.append(f"complexity: {first_line(error)}")
@@ -233,10 +266,10 @@ def _complexity(
     return rows
 
 
-def _count(tree: object, key: str) -> int:
+def _count(tree: object, key: str, most: int = WIDEST) -> int:
     """A whole number that a stranger's file may say; 0 if it is none, or absurd."""
     value = find(tree, key)
-    return value if isinstance(value, int) and 0 < value <= LARGEST else 0
+    return value if isinstance(value, int) and 0 < value <= most else 0
 
 
 def _command(overrides: Sequence[str]) -> str:
@@ -252,7 +285,7 @@ def _pictures(
     found = []
     for name, caption in captions.items():
         file = folder / f"{name}.svg"
-        if not file.is_file() or file.stat().st_size > MOST_BYTES:
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > MOST_BYTES:
             missing.append(f"{file.name}: no such picture")
             continue
         content = base64.b64encode(file.read_bytes()).decode()

@@ -68,14 +68,17 @@ class ProgressReport(pl.Callback):
 
     def _show(self, step: int, module: SearchModule) -> None:
         row = metrics_row(module)
-        skips = "–"
-        if self.readings.readings:
-            last = self.readings.readings[-1]
-            skips = f"{last.skips['normal']}{chance_in_words(last)}"
-        status = (
-            f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
-            f"entropy {row['entropy_normal']:.4f}  waiting {100 * self.clock.waiting_share:.0f} %"
-        )
+        status = f"loss w {row['weight_loss']:.3f}  "
+        if module.relaxation.learns:
+            skips = "–"
+            if self.readings.readings:
+                last = self.readings.readings[-1]
+                skips = f"{last.skips['normal']}{chance_in_words(last)}"
+            status = (
+                f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
+                f"entropy {row['entropy_normal']:.4f}  "
+            )
+        status += f"waiting {100 * self.clock.waiting_share:.0f} %"
         self.bar.update(self._task, completed=step, status=status)
         now = time.monotonic()
         if now - self._logged >= LINE_SECONDS or step >= self.total:

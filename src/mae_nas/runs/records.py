@@ -22,6 +22,7 @@ from mae_nas.spaces import SearchSpace
 from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy")
+CODE = (":/src", ":/conf", ":/pyproject.toml")  # what else lies there changes no result
 LOSSES = ("weight_loss", "arch_loss")
 
 
@@ -39,7 +40,7 @@ def git_state() -> dict[str, object]:
 
     if git("ls-files", "--error-unmatch", file.name) is None:
         return {"commit": None, "dirty": None}  # installed, or inside someone else's repository
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", *CODE))}
 
 
 def versions() -> dict[str, str]:
@@ -83,7 +84,7 @@ def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str,
 
 
 def costs_alone(
-    genotype: str, space: SearchSpace, size: SupernetSize, side: int, channels: int
+    genotype: str, space: SearchSpace, size: SupernetSize, side: int, channels: int, stages: int
 ) -> dict[str, int]:
     """What a cell costs where the supernet stood, as `relaxation=fixed` trains it.
 
@@ -93,10 +94,13 @@ def costs_alone(
         size: of the supernet.
         side: of the images, pixels.
         channels: of the images.
+        stages: whose features the decoder reads, 1 to 3.
     """
     with torch.device("meta"):  # shapes alone
         relaxation = Fixed(space, genotype)
-        supernet = Supernet(relaxation.space, channels, 3, size.plan(space, side), ReferenceCell)
+        supernet = Supernet(
+            relaxation.space, channels, stages, size.plan(space, side), ReferenceCell
+        )
         image = torch.empty(2, channels, side, side)
         operations = count_multiply_adds(lambda: supernet(image, relaxation.mixture()))
     return {"parameters": count_parameters(supernet), "multiply_adds": operations // 2}
