@@ -33,7 +33,8 @@ from mae_nas.checks import first_line
 from mae_nas.cli.spelling import quoted
 from mae_nas.genotype import PUBLISHED
 from mae_nas.keys import find, is_inside, leaves
-from mae_nas.runs.files import write_text
+from mae_nas.runs.files import write_json, write_text
+from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.resume import FREE
 from mae_nas.runs.tables import JsonLines, MetricsTable
 
@@ -67,18 +68,33 @@ def collect(claim: str, folder: Path, runs: Iterable[Path]) -> int:
     """
     module = import_module(f"{claim}.claim")
     extra: Callable[[Path], Mapping[str, Any]] = getattr(module, "extra", lambda _: {})
-    found = [
-        {**record, **extra(run)} for run in sorted(runs) if (record := _record(run)) is not None
-    ]
-    records: dict[tuple[object, ...], Record] = {}
-    for record in (*read_records(folder), *found):
-        records.setdefault(_identity(record), record)
+    records = {_identity(record): record for record in read_records(folder)}
+    ended = [(run, record) for run in sorted(runs) if (record := _record(run)) is not None]
+    for run, record in ended:
+        if _identity(record) not in records:
+            records[_identity(record)] = {**record, **extra(run)}
     if records:
         module.tables(list(records.values()))
     lines = [json.dumps(records[key]) + "\n" for key in sorted(records, key=str)]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "records.jsonl", "".join(lines))
-    return len(found)
+    return len(ended)
+
+
+def restore(records: Iterable[Record]) -> None:
+    """Where a record's run is gone, a folder that says how it ended: its job has its result."""
+    for record in records:
+        [place] = [word for word in record["overrides"] if word.startswith("hydra.run.dir=")]
+        path = Path(place.partition("=")[2].strip('"'))
+        if path.is_absolute() or ".." in path.parts or path.exists():
+            continue
+        path.mkdir(parents=True)
+        folder = RunFolder(path)
+        folder.write_config(record["config"], record["overrides"])
+        write_json(folder.summary, record)
+        reading = {key: record["final"][key] for key in ("step", "held_out_loss")}
+        reading |= {"verdict": record["verdict"], "skips": record["skip_counts"]}
+        write_json(folder.genotype, {**record["genotype"], **reading})
 
 
 def _identity(record: Record) -> tuple[object, ...]:
@@ -246,14 +262,16 @@ def cells_alone(
 def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
     """Run the claim's sweeps one after the other and report their records; the exit code.
 
-    After a sweep in which jobs failed the next one runs; after one that was stopped none does, and
-    the same command goes on.
+    Jobs whose result is there, or whose record is, are not run. After a sweep in which jobs failed
+    the next one runs; after one that was stopped none does, and the same command goes on.
     """
     os.chdir(HERE.parent)  # relative paths stand in the runs' records
     module, folder = import_module(f"{claim}.claim"), Path("runs") / f"{claim}-{scale}"
     axes, whole = axes_at(scale, module.AXES), axes_at("full", module.AXES)
     missing = [axis for axis in whole if axis not in axes]
     left = [f"left_out={json.dumps(['of the axes ' + ' '.join(missing)])}"] if missing else []
+    records = folder if scale == "smoke" else HERE / claim / ("full" if scale == "full" else "")
+    restore(read_records(records))
     code = 0
     for name, overridden in module.sweeps(scale, folder):
         words = ["search", "-m", f"scale={scale}", f"experiment={claim}", *overridden, *left]
@@ -266,7 +284,6 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
             return ended or 75
         code = code or ended
     runs = [run for sweep in folder.iterdir() if sweep.is_dir() for run in sweep.iterdir()]
-    records = folder if scale == "smoke" else HERE / claim / ("full" if scale == "full" else "")
     collect(claim, records, runs)
     report(claim, records)
     return code
@@ -299,13 +316,15 @@ def repeat(record: Record, folder: Path) -> list[str]:
     again = _record(folder)
     if again is None:
         raise ValueError(f"the search did not come to its end, its exit code is {code}")
-    pairs = [(dict(leaves(each.get(key))) for each in (record, again)) for key in REPEATED]
-    return [
-        f"{key}.{name}: {old.get(name)} in the record, now {new.get(name)}"
-        for key, (old, new) in zip(REPEATED, pairs, strict=True)
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name != "seconds"
-    ]
+    differences = []
+    for key in REPEATED:
+        old, new = (dict(leaves(each.get(key))) for each in (record, again))
+        differences += [
+            f"{key}.{name}: {old.get(name)} in the record, now {new.get(name)}"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name) and name != "seconds"
+        ]
+    return differences
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -449,7 +449,7 @@ def test_a_claim_is_one_command_that_computes_nothing_twice(
     assert sorted(targets) == ["image", "image", "permuted", "permuted"]
     assert {"DARTS_V2", "random:0"} < {r["config"].get("genotype") for r in first}
     assert all("ratio=0.1,0.3" in str(r["config"]["left_out"]) for r in first)
-    assert "| published | 1 | " in (runs / "table.md").read_text()
+    assert "| published cells | 1 | " in (runs / "table.md").read_text()
     assert (runs / "masks.png").stat().st_size > 10_000
     again = [
         sys.executable,
@@ -467,10 +467,21 @@ def test_a_claim_is_one_command_that_computes_nothing_twice(
     done = subprocess.run([*again[:-1], str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("final.held_out_loss: 0.5 in the record, now 0.")
-    gone = next((runs / "null").glob("seed*"))
-    shutil.rmtree(gone)
+    gone, *others = (runs / "null").glob("seed*")
+    lines = (runs / "records.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if f"null/{gone.name}" not in line]
+    assert len(kept) == len(lines) - 1
+    (runs / "records.jsonl").write_text("".join(kept))
+    for path in (gone, *others, runs / "alone"):  # where a record is, no run is needed
+        shutil.rmtree(path)
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*/*/summary.json")}
-    assert records() == first  # of two records of one search the first stays
+    again = records()
+    assert [r["config"] for r in again] == [r["config"] for r in first]
+    assert sum(mine != old for mine, old in zip(again, first, strict=True)) == 1
+    assert {path.parent.parent.name for path in runs.glob("*/*/checkpoints")} == {
+        "searches",
+        "null",
+    }  # of two records of one search the first stays
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (gone / "summary.json").exists()
 
