@@ -228,6 +228,8 @@ def alone_table(records: Sequence[Record], arms: Mapping[str, Sequence[Record]])
             count = f"{len(values)} of {len(searches)} searches"
             rows.append((name, count, spread(values, 3), beside))
     head = ("cells", "different cells", "held-out loss, alone", "less random cells")
+    if not rows:
+        return "No cell has been trained alone yet.\n"
     return "Cells trained alone, " + ALONE + ":\n\n" + table(head, rows)
 
 
