@@ -21,5 +21,5 @@ def test_a_strangers_file_name_is_shown_and_not_obeyed(caplog: pytest.LogCapture
         last_step=1,
     )
     with caplog.at_level(logging.INFO, "mae_nas"):
-        announce(run)  # type: ignore[arg-type]
+        announce(run)  # type: ignore[arg-type]  # what it tells of a run, and nothing else
     assert r"skipped \x1b[2J.png: forged\nline" in caplog.messages
