@@ -19,7 +19,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -27,11 +26,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from inference import Cells, cells_of, compared, detectable, spread
+from inference import Cells, cells_of
 
 from mae_nas.checks import first_line
 from mae_nas.cli.spelling import quoted
-from mae_nas.genotype import PUBLISHED
 from mae_nas.keys import find, is_inside, leaves
 from mae_nas.runs.files import write_json, write_text
 from mae_nas.runs.folder import RunFolder
@@ -46,7 +44,6 @@ KNOWN = sorted(path.parent.name for path in HERE.glob("*/claim.py"))
 REPEATED = ("final", "genotype", "entropy", "yardsticks", "course", "metrics")
 """What the same command gives again on the same computer, to the last bit; but for seconds."""
 PLACES = ("root", "cache")
-ALONE = "all with one seed and one mask (ratio .5, patch 8, `hierarchical`)"
 README = HERE.parent / "README.md"
 
 
@@ -189,15 +186,6 @@ def losses_alone(records: Iterable[Record], searches: Sequence[Record]) -> list[
     return [losses[cells] for cells in found if cells in losses]
 
 
-def given_alone(records: Iterable[Record]) -> dict[str, list[float]]:
-    """Held-out losses of random and of published cells, each trained alone."""
-    given = [(r["config"]["genotype"], loss) for r, loss in _losses(records) if is_alone(r)]
-    return {
-        "random cells": [loss for name, loss in given if name.startswith("random:")],
-        "published cells": [loss for name, loss in given if name in PUBLISHED],
-    }
-
-
 def _losses(records: Iterable[Record]) -> Iterator[tuple[Record, float]]:
     for record in records:
         yield record, record["final"]["held_out_loss"]
@@ -211,26 +199,6 @@ def skips_of(records: Iterable[Record]) -> list[int]:
 def losses_of(records: Iterable[Record]) -> list[float]:
     """Of held-out images at the end."""
     return [loss for _, loss in _losses(records)]
-
-
-def alone_table(records: Sequence[Record], arms: Mapping[str, Sequence[Record]]) -> str:
-    """Losses of cells trained alone: given ones, and what the searches of each arm found."""
-    given = given_alone(records)
-    chance = given["random cells"]
-    rows = []
-    for name, values in given.items():
-        if values:
-            beside = compared(values, chance, 3) if values is not chance and chance else "–"
-            rows.append((name, len(values), spread(values, 3), beside))
-    for name, searches in arms.items():
-        if values := losses_alone(records, searches):
-            beside = compared(values, chance, 3) if chance else "–"
-            count = f"{len(values)} of {len(searches)} searches"
-            rows.append((name, count, spread(values, 3), beside))
-    head = ("cells", "different cells", "held-out loss, alone", "less random cells")
-    if not rows:
-        return "No cell has been trained alone yet.\n"
-    return "Cells trained alone, " + ALONE + ":\n\n" + table(head, rows)
 
 
 def axes_at(scale: str, axes: Mapping[str, Sequence[str]]) -> Sequence[str]:
@@ -327,46 +295,6 @@ def repeat(record: Record, folder: Path) -> list[str]:
             if old.get(name) != new.get(name) and name != "seconds"
         ]
     return differences
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """In Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def costs(records: Sequence[Record]) -> str:
-    """What the records are of: a line on their number, cost, devices and commits."""
-    hours = sum(record["wall_seconds"] for record in records) / 3600
-    devices = {f"{r['device']['name']} ({r['device'].get('threads')} threads)" for r in records}
-    commits = {
-        str(r["git"]["commit"])[:7] + (" (changed)" if r["git"].get("dirty") else "")
-        for r in records
-    }
-    alone = sum(map(is_alone, records))
-    trained = f" and {alone} trainings of given cells" if alone else ""
-    return (
-        f"{len(records) - alone} searches{trained}, {hours:.1f} hours in all, on "
-        f"{', '.join(sorted(devices))}; commits {', '.join(sorted(commits))}.\n"
-    )
-
-
-def power(groups: Iterable[Sequence[float]], unit: str, strata: int = 1) -> str:
-    """What difference of two arms as these are would be told: a line."""
-    replicated = [values for values in groups if len(values) > 1]
-    if not replicated:
-        return "One seed an arm: no difference can be told.\n"
-    seeds, _ = Counter(map(len, replicated)).most_common(1)[0]
-    sd = math.sqrt(math.fsum(np.var(v, ddof=1) for v in replicated) / len(replicated))
-    times = detectable(seeds, strata)
-    design = f"{seeds} seeds a side" + (f" in each of {strata} strata" if strata > 1 else "")
-    if not math.isfinite(times):
-        return f"{design}: no difference can be told.\n"
-    return (
-        f"Within an arm {unit} vary by {sd:.2g} (standard deviation, pooled over arms).\n"
-        f"{design} tell arms that lie {times:.1f} such deviations apart, {times * sd:.2g} {unit},\n"
-        "in 80 % of repeats (simulated with normal values and different seeds).\n"
-    )
 
 
 def check_replicates(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import Record, Sweep, axes_at, check_replicates, costs, grouped, losses_of, table
+from evidence import Record, Sweep, axes_at, check_replicates, grouped, losses_of
 from inference import spread
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tables import costs, table
 
 from mae_nas.runs import canvas
 

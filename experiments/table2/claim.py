@@ -6,22 +6,17 @@ from pathlib import Path
 
 import numpy as np
 from evidence import (
-    ALONE,
     Record,
     Sweep,
-    alone_table,
     axes_at,
     cells_alone,
     check_replicates,
-    costs,
     grouped,
     groups_alone,
     is_alone,
     losses_alone,
     losses_of,
-    power,
     skips_of,
-    table,
 )
 from inference import (
     DIFFERENCES,
@@ -33,6 +28,7 @@ from inference import (
     told,
 )
 from matplotlib.figure import Figure
+from tables import ALONE, alone_table, costs, power, table
 
 from mae_nas.runs import canvas
 

@@ -7,23 +7,20 @@ import numpy as np
 from evidence import (
     Record,
     Sweep,
-    alone_table,
     axes_at,
     cells_alone,
     check_replicates,
-    costs,
     grouped,
     groups_alone,
     is_alone,
     losses_of,
     mean_course,
-    power,
     skips_of,
     stable_since,
-    table,
 )
 from inference import DIFFERENCES, against_chance, chance_of_a_skip, compared, spread, told
 from matplotlib.figure import Figure
+from tables import alone_table, costs, power, table
 
 from mae_nas import spaces
 from mae_nas.runs import canvas

@@ -7,23 +7,18 @@ from pathlib import Path
 
 import numpy as np
 from evidence import (
-    ALONE,
     Record,
     Sweep,
-    alone_table,
     axes_at,
     cells_alone,
     check_replicates,
-    costs,
     grouped,
     groups_alone,
     is_alone,
     losses_alone,
     losses_of,
     mean_course,
-    power,
     skips_of,
-    table,
 )
 from inference import (
     DIFFERENCES,
@@ -38,6 +33,7 @@ from inference import (
     verdict,
 )
 from matplotlib.figure import Figure
+from tables import ALONE, alone_table, costs, power, table
 
 from mae_nas.runs import canvas
 from mae_nas.runs.canvas import ARCHITECTURE, MUTED, WEIGHT
