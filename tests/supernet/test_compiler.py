@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,51 @@ def test_what_others_could_have_written_is_refused(folder: Path, what: str) -> N
         (file if what == "file" else folder).chmod(0o777)
     with pytest.raises(OSError, match="is not only yours to write"):
         compiler.built(folder)
+
+
+@needs_compiler
+def test_a_group_that_may_write_by_default_may_not_write_here(folder: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        file = compiler.built(folder)
+        assert compiler.built(folder) == file
+    finally:
+        os.umask(before)
+
+
+@needs_compiler
+def test_a_damaged_file_that_another_process_removes_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = compiler.built(folder)
+    gone = file.with_name(f"{file.name.partition('-')[0]}-0.so")
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone, *listed(self, pattern)])
+    assert compiler.built(folder) == file
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"CXX": '"g++'}, 'CXX="g++: No closing quotation'),
+        ({"CXX": "  "}, "CXX: names no program"),
+        ({"XDG_CACHE_HOME": "~nobody-of-that-name/x"}, "no place for it: Could not determine"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_torch_and_one_line(
+    variables: dict[str, str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    compiler.library.cache_clear()
+    with caplog.at_level("INFO", "mae_nas"):
+        assert compiler.library() is None
+    compiler.library.cache_clear()
+    (line,) = caplog.messages
+    assert said in line
 
 
 def test_without_a_compiler_it_is_torch_and_one_line(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mae_nas.backbone import CELL_KINDS
+from mae_nas.masking import BatchNorm
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
 from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Primitive, SepConv
@@ -42,6 +43,50 @@ class Mine(Primitive):
         return y if after is None else y.where(after, 0.0)
 
 
+class Twins(SearchSpace):
+    """Edges with two candidates of one kind, and kinds that are not as their classes make them."""
+
+    nodes = 2
+
+    def primitives(self, kind: str) -> list[list[str]]:
+        del kind
+        names = ["skip_connect", "again", "max_pool_3x3", "max_again", "sep_conv_3x3", "twin"]
+        return [[*names, "affine", "eps", "biased", "pool_affine"]] * len(self.edges)
+
+    def operations(self) -> dict[str, Callable[[int, int], Primitive]]:
+        return {
+            **PRIMITIVES,
+            "again": PRIMITIVES["skip_connect"],
+            "max_again": PRIMITIVES["max_pool_3x3"],
+            "twin": PRIMITIVES["sep_conv_3x3"],
+            "affine": lambda channels, stride: with_affine(SepConv(channels, 3, stride)),
+            "eps": lambda channels, stride: with_eps(DepthwiseSeparable(channels, 3, stride, 2)),
+            "biased": lambda channels, stride: with_bias(DepthwiseSeparable(channels, 5, stride)),
+            "pool_affine": lambda channels, stride: with_affine(
+                PRIMITIVES["avg_pool_3x3"](channels, stride)
+            ),
+        }
+
+
+def with_affine(operation: Primitive) -> Primitive:
+    for part in operation.modules():
+        if isinstance(part, BatchNorm):
+            part.affine = True
+            part.weight = torch.nn.Parameter(torch.rand(part.num_features) + 0.5)
+            part.bias = torch.nn.Parameter(torch.randn(part.num_features))
+    return operation
+
+
+def with_eps(operation: DepthwiseSeparable) -> Primitive:
+    operation.norm.eps = 1.0
+    return operation
+
+
+def with_bias(operation: DepthwiseSeparable) -> Primitive:
+    operation.pointwise.bias = torch.nn.Parameter(torch.randn(len(operation.pointwise.weight)))
+    return operation
+
+
 class Wide(SearchSpace):
     """Forms that the kernel does not know, beside one that it does."""
 
@@ -69,6 +114,13 @@ def test_an_operation_that_nobody_has_fused_is_the_references(
 @pytest.mark.parametrize("patch", [None, 4])
 def test_a_form_that_the_kernel_does_not_know_is_torchs(check: Check, patch: int | None) -> None:
     check(Wide(), patch=patch, depth=3, implementation="fused-cpp-torch")
+
+
+@pytest.mark.parametrize("patch", [None, 4])
+def test_candidates_alike_and_operations_of_another_make_are_the_references(
+    check: Check, patch: int | None
+) -> None:
+    check(Twins(), "signed", patch=patch, depth=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

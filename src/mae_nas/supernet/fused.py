@@ -19,7 +19,7 @@ from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
 from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, ReLUConvBN, Skip
 from mae_nas.supernet import depthwise
-from mae_nas.supernet.layers import Layer, SeparableGroup, layer_of
+from mae_nas.supernet.layers import Layer, SeparableGroup, is_plain, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reduced import Reduction, add_reduced, corners
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
@@ -196,18 +196,21 @@ class _Source:
         reductions: list[tuple[int, int, FactorizedReduce]] = []
         self.others: list[tuple[int, int, Primitive]] = []
         for slot, candidates in enumerate(operations):
+            taken: set[object] = set()
             for choice, operation in candidates.items():
                 layer = layer_of(slot, choice, operation)
                 if layer is not None:
                     layers.append(layer)
-                elif type(operation) is Pool:
-                    pools.setdefault(operation.pool, []).append((slot, choice, operation))
-                elif type(operation) is Skip:
-                    skips.append((slot, choice))
-                elif type(operation) is FactorizedReduce:
-                    reductions.append((slot, choice, operation))
-                elif not operation.is_zero:
+                elif operation.is_zero:
+                    continue
+                elif not _may_share(operation, taken):
                     self.others.append((slot, choice, operation))
+                elif isinstance(operation, Pool):
+                    pools.setdefault(operation.pool, []).append((slot, choice, operation))
+                elif isinstance(operation, FactorizedReduce):
+                    reductions.append((slot, choice, operation))
+                else:
+                    skips.append((slot, choice))
         self.separable = SeparableGroup(layers) if layers else None
         self.shared = list(_by_edges(pools, skips))
         self.reduction = Reduction(*zip(*reductions, strict=True)) if reductions else None
@@ -238,6 +241,16 @@ class _Source:
                 y = target.as_rows(y)
             so_far = sums.nodes[slot]
             sums.nodes[slot] = so_far + (mixing[choice].to(y.dtype) * y).to(so_far.dtype)
+
+
+def _may_share(operation: Primitive, taken: set[object]) -> bool:
+    """Whether other edges' operations can be computed with it: one of each kind, on an edge."""
+    kind = operation.pool if isinstance(operation, Pool) else type(operation)
+    is_known = type(operation) in (Pool, FactorizedReduce, Skip) and is_plain(operation)
+    if not is_known or kind in taken:
+        return False
+    taken.add(kind)
+    return True
 
 
 def _by_edges(

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mae_nas.spaces.primitives import DepthwiseSeparable, Primitive, SepConv
+from mae_nas.masking import BatchNorm, visible_average_pool, visible_max_pool
+from mae_nas.spaces.primitives import DepthwiseSeparable, Pool, Primitive, SepConv
 from mae_nas.supernet.depthwise import Form
 from mae_nas.supernet.sites import index
 
@@ -31,11 +32,40 @@ class Layer:
 
 def layer_of(slot: int, choice: int, operation: Primitive) -> Layer | None:
     """None: an operation of another kind."""
+    if not is_plain(operation):
+        return None
     if type(operation) is SepConv:
         return Layer(slot, choice, operation.first, operation.second)
     if type(operation) is DepthwiseSeparable:
         return Layer(slot, choice, None, operation)
     return None
+
+
+def is_plain(operation: Primitive) -> bool:
+    """Whether it is as its own class makes it, in all that the fused cell takes for granted.
+
+    What a maker of the user's has given a bias, another padding or another norm is another
+    operation, computed as it says.
+    """
+    parts = list(operation.modules())
+    norms = [part for part in parts if isinstance(part, nn.BatchNorm2d)]
+    convolutions = [part for part in parts if isinstance(part, nn.Conv2d)]
+    if type(operation) is Pool and operation.pool not in (visible_max_pool, visible_average_pool):
+        return False
+    return all(map(_is_plain_norm, norms)) and all(map(_is_plain_convolution, convolutions))
+
+
+def _is_plain_norm(norm: nn.BatchNorm2d) -> bool:
+    usual = (norm.eps, norm.momentum) == (1e-5, 0.1)
+    return type(norm) is BatchNorm and usual and not norm.affine and norm.track_running_stats
+
+
+def _is_plain_convolution(conv: nn.Conv2d) -> bool:
+    (kernel, width), (dilation, _) = conv.kernel_size, conv.dilation
+    centred = conv.padding == (dilation * (kernel // 2),) * 2 and conv.padding_mode == "zeros"
+    square = kernel == width and len({*conv.dilation}) == len({*conv.stride}) == 1
+    grouped = conv.groups == (1 if kernel == 1 else conv.in_channels)
+    return type(conv) is nn.Conv2d and conv.bias is None and square and centred and grouped
 
 
 class Kind:

@@ -16,6 +16,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 log = logging.getLogger("mae_nas")
@@ -47,19 +48,20 @@ def built(folder: Path) -> Path:
     found = os.environ.get("CXX") or next(filter(None, map(shutil.which, _COMPILERS)), None)
     if found is None:
         raise OSError("there is no C++ compiler (CXX names one)")
-    compiler = shlex.split(found)  # ccache g++
+    compiler = _words(found)
     if shutil.which(compiler[0]) is None:
         raise OSError(f"CXX={found}: no such program")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_ours(folder.parent)
-    _check_ours(folder)
+    for place in (folder.parent, folder):  # the mode is that of the last folder made
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_ours(place)
     key = _key(compiler)
     damaged = []  # cut short, or changed; another process may just have put a whole one beside it
     for file in folder.glob(f"{key}-*.so"):
-        _check_ours(file)
-        if file.stem == f"{key}-{_digest(file.read_bytes())}":
-            return file
-        damaged.append(file)
+        with suppress(FileNotFoundError):  # damaged, and removed by another process just now
+            _check_ours(file)
+            if file.stem == f"{key}-{_digest(file.read_bytes())}":
+                return file
+            damaged.append(file)
     with tempfile.TemporaryDirectory(dir=folder) as room:
         made = Path(room) / "kernel.so"
         log.info("compiling a kernel for this computer, once, a few seconds: %s", found)
@@ -70,9 +72,23 @@ def built(folder: Path) -> Path:
         return made.replace(folder / f"{key}-{_digest(made.read_bytes())}.so")
 
 
+def _words(command: str) -> list[str]:
+    """A compiler and what goes before it: ccache g++."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise OSError(f"CXX={command}: {error}") from None
+    if not words:
+        raise OSError("CXX: names no program")
+    return words
+
+
 def _folder() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser().absolute() / "mae_nas" / "kernels"
+    try:
+        return Path(root).expanduser().absolute() / "mae_nas" / "kernels"
+    except RuntimeError as error:  # a user without a home
+        raise OSError(f"no place for it: {error} Set XDG_CACHE_HOME") from None
 
 
 def _check_ours(path: Path) -> None:
