@@ -3,7 +3,8 @@
 Alone, a process is rank 0 of 1, and every function here changes and returns what it was given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -16,14 +17,28 @@ class RanksDifferError(RuntimeError):
     """What all ranks should hold alike is not alike."""
 
 
+_is_alone = False
+
+
 def size() -> int:
-    """How many ranks share the search."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many ranks share the run."""
+    return dist.get_world_size() if dist.is_initialized() and not _is_alone else 1
 
 
 def index() -> int:
     """Which of them this process is."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _is_alone else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process shares nothing: the others may have ended."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def gather(local: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mae_nas import __version__
+from mae_nas.cli.drive import Start
 from mae_nas.cli.main import main
 from mae_nas.runs.folder import RunFolder
 from mae_nas.stopping import Stopper
@@ -27,9 +28,12 @@ def search_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SearchIs:
     monkeypatch.chdir(tmp_path)
 
     def replace(search: Search) -> None:
-        module = types.ModuleType("mae_nas.cli.search")
-        module.run_search = search  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "mae_nas.cli.search", module)
+        module = types.ModuleType("mae_nas.cli.drive")
+        module.Start = Start  # type: ignore[attr-defined]
+        module.drive = lambda _prepare, start, stopper: search(  # type: ignore[attr-defined]
+            start.config, start.overrides, start.folder, start.checkpoint, stopper
+        )
+        monkeypatch.setitem(sys.modules, "mae_nas.cli.drive", module)
 
     return replace
 
@@ -97,7 +101,7 @@ def test_version_and_overview(capsys: Captured) -> None:
     ("arguments", "line"),
     [
         (["serch"], "serch: no such command; did you mean search?"),
-        (["xyz"], "xyz: no such command; commands are search, inspect, "),
+        (["xyz"], "xyz: no such command; commands are search, train, "),
         (["search", "--cfgg", "job"], "unrecognized arguments: --cfgg"),
         (["search", "mask.ratoi=1"], "mask.ratoi: no such key; did you mean mask.ratio?"),
         (["-sc", "install=tcsh"], "-sc install=tcsh: write -sc install=bash|fish|zsh"),

@@ -22,7 +22,7 @@ from mae_nas.data import ImageSource, ImageStore, SearchData, Synthetic
 from mae_nas.data.gather import Cutter
 from mae_nas.data.loading import store_of_arrays
 from mae_nas.data.source import Progress
-from mae_nas.data.steps import HostSteps, StepOrder
+from mae_nas.data.steps import BILEVEL, HostSteps, StepOrder
 from mae_nas.randomness import Purpose, derive_key
 
 Batches = dict[str, list[Batch]]
@@ -113,7 +113,7 @@ def test_a_process_ends_though_its_workers_ignore_signals() -> None:
 @pytest.mark.slow
 def test_dataset_survives_spawned_workers() -> None:
     data = loaded(resident=False)
-    steps = HostSteps(Cutter(data.store, 2, None), StepOrder(data.split, data.seed, 6))
+    steps = HostSteps(Cutter(data.store, 2, None), StepOrder(data.split, data.seed, 6), BILEVEL)
     context = {"num_workers": 1, "multiprocessing_context": "spawn"}
     (item,) = DataLoader(steps, batch_size=None, sampler=[2], **context)
     assert equal(data.step_batches(item), data.step_batches(2))

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,16 @@ def wait_for() -> Callable[..., None]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`mae-nas search` in a process of its own, to be stopped or killed."""
+    """`mae-nas search`, or another command, in a process of its own, to be stopped or killed."""
 
     # A module, so that a launcher of ranks can start it again.
     (tmp_path / "undrawn.py").write_text(UNDRAWN)
 
-    def run(*overrides: str, most_kilobytes: int | None = None) -> subprocess.Popen[str]:
+    def run(
+        *overrides: str,
+        most_kilobytes: int | None = None,
+        command: Sequence[str] = ("search", *TINY),
+    ) -> subprocess.Popen[str]:
         limit = "unlimited" if most_kilobytes is None else str(most_kilobytes)
         return subprocess.Popen(
             [
@@ -162,8 +166,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
                 sys.executable,
                 "-m",
                 "undrawn",
-                "search",
-                *TINY,
+                *command,
                 *overrides,
             ],
             cwd=tmp_path,

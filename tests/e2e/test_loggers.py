@@ -22,7 +22,7 @@ from mae_nas.runs import loggers
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import WandbSettings, start_log
 from mae_nas.runs.pictures import Pictures
-from mae_nas.search import Reading
+from mae_nas.search import SearchReading
 
 Search = Callable[..., int]
 Captured = pytest.CaptureFixture[str]
@@ -46,7 +46,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 def drawn(search: Search, monkeypatch: pytest.MonkeyPatch) -> Search:
     """A search whose pictures are a plane of one grey, of the last reading's step."""
 
-    def draw(pictures: Pictures, readings: Sequence[Reading]) -> None:
+    def draw(pictures: Pictures, readings: Sequence[SearchReading]) -> None:
         pictures.folder.plots.mkdir(exist_ok=True)
         grey = np.full((5, 7, 3), readings[-1].step, np.uint8)
         for name in PICTURES:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mae_nas.cli.assemble import Run, prepare
 from mae_nas.cli.compose import compose
+from mae_nas.cli.search import SearchRun, prepare
 from mae_nas.runs.folder import RunFolder
 
 TINY = [
@@ -24,10 +24,10 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path) -> Callable[..., Run]:
+def prepared(tmp_path: Path) -> Callable[..., SearchRun]:
     """A tiny search as it stands before its first step: six steps an epoch, two epochs."""
 
-    def make(*overrides: str) -> Run:
+    def make(*overrides: str) -> SearchRun:
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir(exist_ok=True)
         return prepare(copy.deepcopy(composed(overrides)), folder, Console(quiet=True))

@@ -12,7 +12,7 @@ import torch
 
 from mae_nas.batch import Batch
 from mae_nas.cli import codes, search
-from mae_nas.cli.assemble import Run
+from mae_nas.cli.search import SearchRun
 from mae_nas.objectives import Encode, Objective
 from mae_nas.runs import callbacks
 from mae_nas.runs.callbacks import (
@@ -22,16 +22,16 @@ from mae_nas.runs.callbacks import (
     Metrics,
     Readings,
     StopOnSignal,
-    verdict_line,
 )
 from mae_nas.runs.checkpoint import FORMAT, read_checkpoint
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import MetricsTable
-from mae_nas.search import NonFiniteLossError, Reading, SearchModule, take_reading
+from mae_nas.search import SearchModule, SearchReading, take_reading
 from mae_nas.search.collapse import Verdict
+from mae_nas.stepping import NonFiniteLossError
 from mae_nas.stopping import Stopper
 
-Prepared = Callable[..., Run]
+Prepared = Callable[..., SearchRun]
 
 
 class FakeTime:
@@ -62,7 +62,7 @@ class Each(pl.Callback):
 
 
 def make_readings(
-    run: Run,
+    run: SearchRun,
     interval: int = 1,
     last_step: int = 12,
     verdicts: list[Verdict] | None = None,
@@ -70,20 +70,30 @@ def make_readings(
 ) -> Readings:
     planned = itertools.chain(verdicts or [], itertools.repeat("ok"))
 
-    def take(earlier: list[Reading]) -> Reading:
+    def take(earlier: list[SearchReading]) -> SearchReading:
         held_out = run.data.held_out_batches()
         reading = take_reading(run.module, run.parts.space, held_out, earlier)
         return replace(reading, verdict=next(planned))  # type: ignore[arg-type]
 
-    return Readings(run.folder, take, interval, last_step, stop_on_collapse)
+    return Readings(
+        SearchReading,
+        run.folder.genotypes,
+        take,
+        interval,
+        last_step,
+        last=run.folder.genotype,
+        ends=lambda reading: stop_on_collapse and reading.verdict == "collapsed",
+    )
 
 
-def fit(run: Run, steps: int, beside: list[pl.Callback], checkpoint: Path | None = None) -> None:
+def fit(
+    run: SearchRun, steps: int, beside: list[pl.Callback], checkpoint: Path | None = None
+) -> None:
     trainer = run.settings.make(steps, beside, run.folder.path)
     trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
 
 
-def steps_of(run: Run) -> list[int]:
+def steps_of(run: SearchRun) -> list[int]:
     return [json.loads(row)["step"] for row in run.folder.genotypes.read_text().splitlines()]
 
 
@@ -162,11 +172,11 @@ def test_readings_come_at_the_interval_and_at_the_end(prepared: Prepared) -> Non
     written = json.loads(run.folder.genotype.read_text())
     assert written["step"] == 7
     last = readings.readings[-1]
-    assert Reading.from_dict(written) == last
+    assert SearchReading.from_dict(written) == last
     assert written.pop("chance_normal") == pytest.approx(3.6, abs=0.05)  # of 8 edges in S1
-    assert Reading.from_dict(written) == replace(last, chance_normal=None)  # an older one
+    assert SearchReading.from_dict(written) == replace(last, chance_normal=None)  # an older one
     one = replace(last, skips={"normal": 1})
-    assert "keeps 1 skip in 8 edges (chance 3.6); of cells" in verdict_line(one)
+    assert "keeps 1 skip in 8 edges (chance 3.6); of cells" in one.in_words()
 
 
 def test_a_continued_search_drops_readings_that_it_will_not_repeat(prepared: Prepared) -> None:
@@ -191,7 +201,7 @@ def test_collapse_ends_the_search_where_asked(prepared: Prepared) -> None:
         )
         fit(run, 3, [readings])
         assert steps_of(run) == steps
-        assert readings.has_stopped_search == stop
+        assert readings.has_ended_run == stop
         assert readings.is_complete != stop
 
 
@@ -200,7 +210,7 @@ def test_drawing_takes_at_most_a_twentieth_of_the_time(
 ) -> None:
     run, drawn = prepared(), []
 
-    def draw(readings: list[Reading]) -> None:
+    def draw(readings: list[SearchReading]) -> None:
         drawn.append(readings[-1].step)
         fake_time.now += 0.5
 

@@ -108,7 +108,7 @@ def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path: Path, share: fl
 )
 def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, content: object) -> None:
     path = saved(tmp_path / "last.ckpt", content)
-    with pytest.raises(ValueError, match="not a checkpoint of a mae-nas search"):
+    with pytest.raises(ValueError, match="not a checkpoint of mae-nas"):
         read_checkpoint(path)
 
 
@@ -128,9 +128,9 @@ def without(name: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"config_hash": "x"}, "a search with another configuration"),
-        ({"data_hash": "x"}, "a search with another set of images"),
-        ({"state_dict": without("b")}, "its tensors differ from this search's, first b"),
+        ({"config_hash": "x"}, "a run with another configuration"),
+        ({"data_hash": "x"}, "a run with another set of images"),
+        ({"state_dict": without("b")}, "its tensors differ from this run's, first b"),
         ({"state_dict": {**without(""), "c": torch.zeros(1)}}, "first c"),
         ({"state_dict": {**without(""), "a.weight": torch.zeros(3, 2)}}, "first a.weight"),
     ],

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from mae_nas.cli.assemble import Run
+from mae_nas.cli.search import SearchRun
 from mae_nas.runs.measure import is_out_of_memory, measure_step
 
-Prepared = Callable[..., Run]
+Prepared = Callable[..., SearchRun]
 
 
 def streams() -> tuple[object, ...]:
@@ -54,7 +54,7 @@ def test_a_search_is_the_same_after_its_steps_were_measured(
     assert all(map(same, measured.module.values.values(), other.module.values.values()))
 
 
-def watch(run: Run, bytes_per_image: int = 4) -> list[int]:
+def watch(run: SearchRun, bytes_per_image: int = 4) -> list[int]:
     """How many images come at a time; for each of them so much memory is held for a moment."""
     seen = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_nas.cli.assemble import Run
+from mae_nas.cli.search import SearchRun
 from mae_nas.runs import records
 from mae_nas.runs.records import (
     costs_alone,
@@ -74,7 +74,7 @@ def test_git_state_is_the_codes_own(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
 
-def test_costs_are_those_of_one_image(prepared: Callable[..., Run]) -> None:
+def test_costs_are_those_of_one_image(prepared: Callable[..., SearchRun]) -> None:
     run = prepared("decoder=simmim", "decoder.kernel=1", "supernet.depth=3")
     costs = network_costs(run.module, run.data)
     # F3 has 4 nodes × 4 channels × 2² and stride 4: one pointwise convolution to 3 · 4² channels.
@@ -87,7 +87,7 @@ def test_costs_are_those_of_one_image(prepared: Callable[..., Run]) -> None:
     assert network_costs(alone.module, alone.data) == costs
 
 
-def test_a_cell_alone_costs_what_its_own_training_says(prepared: Callable[..., Run]) -> None:
+def test_a_cell_alone_costs_what_its_own_training_says(prepared: Callable[..., SearchRun]) -> None:
     given = ("space=s0", "relaxation=fixed", "genotype=RLNAS_cifar10", "supernet.depth=3")
     run = prepared(*given)
     size, found = SupernetSize(run.config["supernet"]["width"], 3), run.data
@@ -99,7 +99,7 @@ def test_a_cell_alone_costs_what_its_own_training_says(prepared: Callable[..., R
         costs_alone("NASNet", S0(), size, side, channels, 3)
 
 
-def test_search_record_is_that_of_the_last_reading(prepared: Callable[..., Run]) -> None:
+def test_search_record_is_that_of_the_last_reading(prepared: Callable[..., SearchRun]) -> None:
     run = prepared()
     space = run.parts.space
     first = take_reading(run.module, space, run.data.held_out_batches(), [])

@@ -13,8 +13,9 @@ from mae_nas.batch import Batch
 from mae_nas.masking import Masking
 from mae_nas.objectives import Reconstruction
 from mae_nas.randomness import Purpose, derive_key
-from mae_nas.search import NonFiniteLossError, SearchModule, take_reading
+from mae_nas.search import SearchModule, take_reading
 from mae_nas.spaces import S3
+from mae_nas.stepping import NonFiniteLossError
 
 Make = Callable[..., SearchModule]
 SEED = 3  # of the data that `fit` trains on

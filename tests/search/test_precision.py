@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from mae_nas.batch import Batch
 from mae_nas.masking import BatchNorm, Masking
 from mae_nas.randomness import Purpose, derive_key
-from mae_nas.search import NonFiniteLossError, SearchModule
+from mae_nas.search import SearchModule
+from mae_nas.stepping import NonFiniteLossError
 
 Make = Callable[..., SearchModule]
 Fit = Callable[..., SearchModule]

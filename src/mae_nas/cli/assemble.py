@@ -1,17 +1,13 @@
 """Configuration to objects: everything that a search is made of, wired once."""
 
-import hashlib
 import inspect
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -21,25 +17,23 @@ from torch.optim import Optimizer
 from mae_nas.backbone import BackbonePlan, plan_backbone
 from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, import_target, part, refusals
-from mae_nas.data import ImageSource, ImageStore, SearchData
+from mae_nas.cli.run import Config
+from mae_nas.data import ImageSource
 from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
-from mae_nas.masking import Masking, synchronise
+from mae_nas.masking import Masking
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
-from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import LoggerSettings
-from mae_nas.runs.measure import StepCost
 from mae_nas.runs.progress import LINE_SECONDS
 from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precision
-from mae_nas.search import BilevelSettings, SearchModule
+from mae_nas.search import BilevelSettings
 from mae_nas.search.optimizers import check_unrollable, make_fused
 from mae_nas.spaces import SearchSpace
-from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
+from mae_nas.supernet import SupernetSize
 
 log = logging.getLogger("mae_nas")
 
-Config = Mapping[str, Any]
 Part = TypeVar("Part")
 NODES: Mapping[str, type] = {
     "data": ImageSource,
@@ -59,7 +53,6 @@ OPTIMIZERS: Mapping[str, type] = {
     "search.weight_optimizer": Optimizer,
     "search.arch_optimizer": Optimizer,
 }
-MOST_YARDSTICK_VALUES = 2**26
 
 
 @dataclass(frozen=True)
@@ -71,21 +64,6 @@ class Parts:
     masking: Masking
     objective: Objective
     relaxation: Relaxation
-
-
-@dataclass(frozen=True)
-class Run:
-    """A search about to start or to go on."""
-
-    config: Config
-    folder: RunFolder
-    settings: TrainerSettings
-    data: SearchData
-    parts: Parts
-    module: SearchModule
-    yardsticks: dict[str, float]
-    last_step: int  # where the search ends
-    cost: StepCost | None = None  # if it was measured
 
 
 def settle_precision(config: Config) -> None:
@@ -109,53 +87,6 @@ def progress(console: Console, what: str) -> Iterator[OnProgress]:
                 log.info("%s: %s of %s", what, f"{done:,}", f"{total:,}")
 
         yield show
-
-
-def prepare(
-    config: Config, folder: RunFolder, console: Console, store: ImageStore | None = None
-) -> Run:
-    """Build everything from a checked configuration; read the data, unless `store` holds them."""
-    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
-    efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
-    if efficiency.threads != "auto":
-        torch.set_num_threads(efficiency.threads)
-    source = build(ImageSource, config["data"], {}, "data")
-    data = SearchData(
-        source,
-        config["seed"],
-        source.batch_size,
-        settings.accumulate,
-        efficiency.workers,
-        efficiency.resident,
-    )
-    with progress(console, "reading images") as on_progress:
-        data.load(on_progress, store)
-    pl.seed_everything(config["seed"], workers=False, verbose=False)
-    maker = Maker(config)
-    parts = assemble(maker, data.side, data.channels)
-    raise_all(maker.problems)
-    assert parts is not None  # or something would be wrong
-    make_cell: CellMaker = ReferenceCell
-    if efficiency.cell == "fused":
-        make_cell = partial(FusedCell, compiles=efficiency.cpp, recomputes=efficiency.recompute)
-    module = SearchModule(
-        parts.relaxation,
-        Supernet(
-            parts.relaxation.space, data.channels, parts.objective.stages, parts.plan, make_cell
-        ),
-        parts.objective,
-        build(BilevelSettings, config["search"], {}, "search"),
-        settings.epochs(data.steps_per_epoch),
-        data.steps_per_epoch,
-    )
-    if settings.precision == "64-true":
-        # Before a checkpoint is loaded into it: Lightning widens the module only afterwards.
-        module.double()
-    if settings.sync_batchnorm:
-        synchronise(module)
-    total = module.epochs * module.steps_per_epoch
-    last_step = min(total, settings.max_steps or total)
-    return Run(config, folder, settings, data, parts, module, yardsticks(parts, data), last_step)
 
 
 def judge(config: Config, broken: Collection[str]) -> list[str]:
@@ -265,21 +196,3 @@ def assemble(maker: Maker, side: int | None, channels: int) -> Parts | None:
     if space is None or plan is None or masking is None or objective is None or relaxation is None:
         return None
     return Parts(space, plan, masking, objective, relaxation)
-
-
-def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:
-    """Of the objective, on as many held-out images as fit in memory beside the search."""
-    batches, values = [], 0
-    for batch in data.held_out_batches():
-        batches.append(batch)
-        values += batch.image.numel()
-        if values > MOST_YARDSTICK_VALUES:
-            break
-    return parts.objective.yardsticks(batches)
-
-
-def data_hash(data: SearchData) -> str:
-    """Tells whether a run continues on the images it began with."""
-    facts = {k: v for k, v in data.describe().items() if k not in ("cache", "resident")}
-    text = json.dumps([facts, data.store.files], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_nas.cli.library import CONFIG, open_library
+from mae_nas.cli.library import COMMANDS, open_library
 
 
 def completion(request: str, commands: list[str]) -> list[str]:
@@ -21,16 +21,17 @@ def completion(request: str, commands: list[str]) -> list[str]:
     plugins = {plugin.provides(): plugin for plugin in found}
     if action not in ("install", "uninstall", "query") or shell not in plugins:
         raise ValueError(f"-sc {request}: write -sc install={'|'.join(sorted(plugins))}")
+    command = COMMANDS[0]
     if action == "query":
         name, _, line = os.environ.get("COMP_LINE", "").lstrip().partition(" ")
         command, space, rest = line.lstrip().partition(" ")
         if command not in commands or not space:
             return [word for word in commands if word.startswith(command)]
-        if command != "search":
+        if command not in COMMANDS:
             return []
         os.environ["COMP_LINE"] = f"{name} {rest}"
     # If the words before the cursor do not compose, there is nothing to offer.
-    with open_library() as library, suppress(HydraException, OmegaConfBaseException):
+    with open_library(command) as library, suppress(HydraException, OmegaConfBaseException):
         plugin = plugins[shell](library.loader)
-        plugin.query(CONFIG) if action == "query" else getattr(plugin, action)()
+        plugin.query(command) if action == "query" else getattr(plugin, action)()
     return []

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mae_nas.cli.library import CONFIG, Library, conf_dir, open_library, unresolved
+from mae_nas.cli.library import Library, conf_dir, open_library, unresolved
 from mae_nas.cli.spelling import suggest
 from mae_nas.genotype import PUBLISHED, read_genotype
 from mae_nas.keys import ABSENT, find, is_inside, leaves
@@ -58,9 +58,11 @@ class _Judged:
     problems: list[str] = field(default_factory=list)
 
 
-def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
-    """Compose `conf/search.yaml` with `overrides`; one ValueError holds a line per mistake."""
-    with open_library(config_dir) as library:
+def compose(
+    overrides: list[str], config_dir: Path | None = None, command: str = "search"
+) -> Composed:
+    """Compose the command's YAML with `overrides`; one ValueError holds a line per mistake."""
+    with open_library(command, config_dir) as library:
         judged = _judge(overrides, library)
         try:
             tree = library.compose(judged.texts)
@@ -74,7 +76,7 @@ def compose(overrides: list[str], config_dir: Path | None = None) -> Composed:
                 problems.append(f"{file}: its first line must be `# @package _global_`")
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
-        default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{CONFIG}.yaml"))
+        default = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{command}.yaml"))
         keys = [override.key_or_group for override in judged.accepted]
         named = [o for o in judged.accepted if _names_class(o)]
         config = _resolved(tree)
@@ -254,8 +256,9 @@ def _resolved(tree: DictConfig) -> dict[str, Any]:
         with suppress(ValueError, OSError):  # told of by the class that asks for it
             said = json.dumps(read_genotype(given).to_dict())
             config |= {"genotype": said}
-            if config["relaxation"].get("genotype") == given:
-                config["relaxation"]["genotype"] = said
+            relaxation = config.get("relaxation", {})
+            if relaxation.get("genotype") == given:
+                relaxation["genotype"] = said
     return config
 
 

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from mae_nas.cli.assemble import Config, Run, prepare, progress
+from mae_nas.cli.assemble import progress
 from mae_nas.cli.build import build
 from mae_nas.cli.check import check
 from mae_nas.cli.compose import Composed, compose
 from mae_nas.cli.preflight import fitting, in_words
+from mae_nas.cli.run import Config
+from mae_nas.cli.search import SearchRun, prepare
 from mae_nas.cli.spelling import quoted
 from mae_nas.data import Folder, ImageStore
 from mae_nas.data.duplicates import near_duplicates
@@ -62,7 +64,7 @@ class _Seen:
 class _Chosen:
     """The search that we would start."""
 
-    run: Run  # its step measured
+    run: SearchRun  # its step measured
     arguments: list[str]
     group: str
     groups: NDArray[np.int64]  # of each image

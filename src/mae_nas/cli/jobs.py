@@ -185,12 +185,12 @@ def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[J
     Raises:
         ValueError: a line for each mistake in the names.
     """
-    with open_library(config_dir) as library:
+    with open_library("search", config_dir) as library:
         groups = library.groups()
     axes = split_values(overrides, groups)
     composed = compose_grid(axes, config_dir)
     common = _shared_overrides(axes, groups)
-    with open_library(config_dir) as library:
+    with open_library("search", config_dir) as library:
         hydra = library.compose(common).hydra
     params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
     if params:  # axes from a file

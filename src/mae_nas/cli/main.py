@@ -21,6 +21,7 @@ from mae_nas.cli.spelling import suggest
 from mae_nas.stopping import Stopper
 
 if TYPE_CHECKING:
+    from mae_nas.runs.folder import RunFolder
     from mae_nas.runs.resume import Decision
 
 
@@ -68,25 +69,28 @@ def _dispatch(arguments: list[str]) -> int:
     return COMMANDS[command](rest)
 
 
-def _search(arguments: list[str]) -> int:
-    options = _search_options(arguments)
+def _start(command: str, arguments: list[str]) -> int:
+    """A run of `search` or `train`, or a sweep."""
+    options = _options(command, arguments)
     if options.multirun and not options.help:
+        if command != "search":
+            raise ValueError(f"{command} -m: sweeps are of searches; name one value for each key")
         return _sweep(options)  # which hands signals on to its jobs
     stopper = Stopper()
     try:
         with stopper.listening(stopped_by):
-            return _compose_and_search(options, stopper)
+            return _compose_and_run(command, options, stopper)
     except KeyboardInterrupt:
         return stopped_by(stopper.received)
 
 
-def _compose_and_search(options: argparse.Namespace, stopper: Stopper) -> int:
+def _compose_and_run(command: str, options: argparse.Namespace, stopper: Stopper) -> int:
     from mae_nas.cli.compose import compose
-    from mae_nas.cli.help import search_help
+    from mae_nas.cli.help import command_help
 
     if options.help:
-        return _say(search_help())
-    composed = compose(options.overrides, options.config_dir)
+        return _say(command_help(command))
+    composed = compose(options.overrides, options.config_dir, command)
     if options.cfg:
         from omegaconf import OmegaConf
 
@@ -94,7 +98,7 @@ def _compose_and_search(options: argparse.Namespace, stopper: Stopper) -> int:
 
     if not launch.is_first(composed.config):
         decision = launch.decided(composed.config, composed.run_dir, composed.run_dir_given)
-        return _ended(decision) if decision.ended else _follow(decision, stopper)
+        return _ended(decision) if decision.ended else _follow(command, decision, stopper)
     from mae_nas.runs.resume import decide
 
     decision = decide(composed.config, composed.run_dir, composed.run_dir_given, composed.touched)
@@ -103,13 +107,14 @@ def _compose_and_search(options: argparse.Namespace, stopper: Stopper) -> int:
     if decision.ended:
         return _ended(decision)
     try:
-        _say(f"mae-nas {__version__}: search {composed.config['name']!r}, loading torch …")
+        _say(f"mae-nas {__version__}: {command} {composed.config['name']!r}, loading torch …")
         from mae_nas.cli.assemble import settle_precision
         from mae_nas.cli.check import check
 
         settle_precision(decision.config)
-        check(decision.config, composed.targets if decision.read_back else None)
-        return _run(decision, options.overrides, stopper)
+        layout = import_module(f"mae_nas.cli.{command}").LAYOUT
+        check(decision.config, composed.targets if decision.read_back else None, layout)
+        return _run(command, decision, options.overrides, stopper)
     finally:
         decision.folder.release()
 
@@ -129,24 +134,34 @@ def _ended(decision: "Decision") -> int:
     return COLLAPSED if decision.ended == "collapsed" else DONE
 
 
-def _follow(decision: "Decision", stopper: Stopper) -> int:
-    """Search as another rank: the first process judges everything and makes the folder."""
+def _follow(command: str, decision: "Decision", stopper: Stopper) -> int:
+    """Run as another rank: the first process judges everything and makes the folder."""
     from mae_nas.cli.assemble import settle_precision
-    from mae_nas.cli.search import run_search
 
     settle_precision(decision.config)
-    return run_search(decision.config, [], decision.folder, decision.checkpoint, stopper)
+    return _drive(command, decision, decision.folder, [], stopper)
 
 
-def _run(decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
-    """Search in the run's folder; a folder made for a run that is then refused is taken back."""
-    from mae_nas.cli.search import run_search
+def _drive(
+    command: str,
+    decision: "Decision",
+    folder: "RunFolder",
+    overrides: list[str],
+    stopper: Stopper,
+) -> int:
+    from mae_nas.cli.drive import Start, drive
 
+    prepare = import_module(f"mae_nas.cli.{command}").prepare
+    return drive(prepare, Start(decision.config, overrides, folder, decision.checkpoint), stopper)
+
+
+def _run(command: str, decision: "Decision", overrides: list[str], stopper: Stopper) -> int:
+    """Run in the run's folder; a folder made for a run that is then refused is taken back."""
     folder = decision.open(overrides)
     if not decision.continued:
         _say(f"run folder: {folder.path}")
     try:
-        return run_search(decision.config, overrides, folder, decision.checkpoint, stopper)
+        return _drive(command, decision, folder, overrides, stopper)
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION if folder.discard() or decision.continued else FAILED
@@ -171,11 +186,11 @@ def _answer(name: str, arguments: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see mae-nas search --help)")
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
-def _search_options(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="mae-nas search", add_help=False, allow_abbrev=False)
+def _options(command: str, arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog=f"mae-nas {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job"])
@@ -198,7 +213,8 @@ def _complain(error: ValueError | OSError | MemoryError) -> None:
         sys.stderr.write(f"mae-nas: {line}\n")
 
 
+ANSWERS = ("test", "export", "inspect", "runs", "report", "draw", "profile", "sample", "bench")
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "search": _search,
-    **{name: partial(_answer, name) for name in ("inspect", "runs", "report", "draw", "bench")},
+    **{name: partial(_start, name) for name in ("search", "train")},
+    **{name: partial(_answer, name) for name in ANSWERS},
 }

@@ -5,19 +5,21 @@ import logging
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 
-from mae_nas.cli.assemble import Run
-from mae_nas.data import SearchData
+from mae_nas.cli.run import Run
+from mae_nas.data import StepData
 from mae_nas.runs.measure import StepCost, is_out_of_memory, measure_step
 from mae_nas.runs.trainer import device_type
 
 log = logging.getLogger("mae_nas")
+AnyRun = TypeVar("AnyRun", bound=Run[Any])
 _FEW, _SHARE, _QUICK = 8, 0.8, 5.0  # images; of the memory; seconds of a step
 
 
-def preflight(run: Run, steps: int, may_fit: bool) -> Run:
+def preflight(run: AnyRun, steps: int, may_fit: bool) -> AnyRun:
     """Say how long `steps` will take and in how much memory; the run, its step's cost known.
 
     Args:
@@ -43,7 +45,7 @@ def preflight(run: Run, steps: int, may_fit: bool) -> Run:
     return fitted
 
 
-def fitting(run: Run) -> Run:
+def fitting(run: AnyRun) -> AnyRun:
     """The run in the largest equal micro-batches of which a step fits, its cost known.
 
     A GPU says when its memory is exhausted, so there a step is tried. On a CPU, Linux ends what
@@ -72,7 +74,7 @@ def fitting(run: Run) -> Run:
     raise MemoryError(out_of_memory(_cut(run, accumulate * images)))
 
 
-def _of_more(run: Run, few: StepCost, images: int) -> float:
+def _of_more(run: Run[Any], few: StepCost, images: int) -> float:
     """Seconds of a step on `images`, from those on few: a part is the same for any number."""
     by_image = few.seconds / few.images
     if by_image * images < _QUICK:  # it will be tried
@@ -84,7 +86,7 @@ def _of_more(run: Run, few: StepCost, images: int) -> float:
     return few.seconds + by_image * (images - few.images)
 
 
-def out_of_memory(run: Run, smaller: StepCost | None = None) -> str:
+def out_of_memory(run: Run[Any], smaller: StepCost | None = None) -> str:
     """One line: what did not fit, and what should.
 
     Args:
@@ -93,12 +95,11 @@ def out_of_memory(run: Run, smaller: StepCost | None = None) -> str:
     """
     images = run.data.batch_size // run.settings.parts
     if images == 1:
-        width = run.parts.plan.width
-        return f"out of memory with one image at a time: lower supernet.width than {width}"
+        return f"out of memory with one image at a time: {run.smaller}"
     fewer = smaller.images if smaller else max(n for n in range(1, images) if images % n == 0)
     known = smaller or (run.cost and run.cost.of(fewer))
     ways = f"data.batch_size={fewer * run.settings.parts}"
-    if run.config["objective"].get("target") != "permuted":
+    if run.is_divisible:
         accumulate = run.settings.accumulate * images // fewer
         ways += f" or trainer.accumulate={accumulate} (the same batch in smaller parts)"
     fit = (
@@ -119,7 +120,7 @@ def _memory(cost: StepCost) -> str:
     return f"{cost.reserved_bytes / 1e9:.1f} GB of {cost.device_bytes / 1e9:.1f} GB"
 
 
-def _cut(run: Run, accumulate: int) -> Run:
+def _cut(run: AnyRun, accumulate: int) -> AnyRun:
     return replace(
         run,
         config={**run.config, "trainer": {**run.config["trainer"], "accumulate": accumulate}},
@@ -128,7 +129,7 @@ def _cut(run: Run, accumulate: int) -> Run:
     )
 
 
-def _try(run: Run, data: SearchData) -> StepCost | None:
+def _try(run: Run[Any], data: StepData) -> StepCost | None:
     """None: memory does not suffice."""
     cost = None
     try:

@@ -1,201 +1,214 @@
-"""`mae-nas search`: what happens from a checked configuration to the exit code."""
+"""`mae-nas search`: what a search builds, reads, draws and records."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from rich.console import Console
 
-from mae_nas.cli import launch
-from mae_nas.cli.announce import announce, explain, finish, onward, record_failure, recorded
-from mae_nas.cli.assemble import Config, Run, data_hash, prepare
+from mae_nas.checks import raise_all
+from mae_nas.cli.announce import announce_data
+from mae_nas.cli.assemble import Maker, Parts, assemble, progress
 from mae_nas.cli.build import build
-from mae_nas.cli.codes import COLLAPSED, DONE, FAILED, stopped_by
-from mae_nas.cli.logs import Terminal, logging_to
-from mae_nas.cli.preflight import preflight
-from mae_nas.runs.callbacks import (
-    Checkpoints,
-    Clock,
-    Gallery,
-    Metrics,
-    Readings,
-    StopOnSignal,
-)
-from mae_nas.runs.checkpoint import check_fits, read_checkpoint
+from mae_nas.cli.check import SEARCH
+from mae_nas.cli.run import Config, Run
+from mae_nas.data import ImageSource, ImageStore, SearchData
+from mae_nas.masking import synchronise
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.loggers import LoggerSettings, RunLog, start_log
+from mae_nas.runs.listing import counted
+from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.pictures import Pictures
-from mae_nas.runs.progress import ProgressReport
-from mae_nas.runs.records import git_state, versions
-from mae_nas.runs.resume import config_hash
-from mae_nas.runs.tables import JsonLines, MetricsTable
-from mae_nas.runs.trainer import reading_interval
-from mae_nas.runs.watch import RankWatch
-from mae_nas.search import Reading, take_reading
-from mae_nas.search.reading import edge_rows, reading_row
-from mae_nas.stopping import Stopper
+from mae_nas.runs.records import network_costs, search_record
+from mae_nas.runs.trainer import Efficiency, TrainerSettings
+from mae_nas.search import BilevelSettings, SearchModule, SearchReading, take_reading
+from mae_nas.search.reading import chance_in_words, edge_rows, reading_row
+from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet
 
 log = logging.getLogger("mae_nas")
 
+LAYOUT = SEARCH
+MOST_YARDSTICK_VALUES = 2**26
 
-def run_search(
-    config: Config,
-    overrides: list[str],
-    folder: RunFolder,
-    checkpoint: Path | None,
-    stopper: Stopper,
-) -> int:
-    """Search, from a checked configuration to summary.json; on every rank, the first one writes.
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRun(Run[SearchReading]):
+    """A search about to start or to go on.
 
     Args:
-        config: composed and checked.
-        overrides: as the user gave them, for the record.
-        folder: of the run, locked by the first rank's process.
-        checkpoint: to continue from; None for a new run.
-        stopper: that signals go to.
-
-    Returns:
-        The exit code, see `mae_nas.cli.codes`.
-
-    Raises:
-        ValueError: the parts do not fit each other, the data or the checkpoint.
+        parts: what its module is made of.
+        yardsticks: losses of predictors that learn nothing, by name.
     """
-    is_first = launch.is_first(config)
-    console = Terminal(soft_wrap=True, quiet=not is_first)
-    with logging_to(folder.log, console) if is_first else nullcontext():
-        run = prepare(config, folder, console)
-        identity = {"config_hash": config_hash(config), "data_hash": data_hash(run.data)}
-        step = 0 if checkpoint is None else step_of(checkpoint, run, identity)
-        if is_first:
-            announce(run)
-            run = measured(run, step, overrides)
-            identity["config_hash"] = config_hash(run.config)
 
-        origin = {"overrides": overrides, "git": git_state(), "versions": versions()}
-        run_log, record, code = RunLog(), {}, FAILED
-        if is_first:
-            settings = build(LoggerSettings, config["logger"], {}, "logger")
-            run_log = start_log(settings, folder, run.config, step, earlier_rows(run, step))
-        try:
-            clock, stopping, readings = Clock(), StopOnSignal(stopper), make_readings(run, run_log)
-            seconds, seed = run.settings.checkpoint_seconds, config["seed"]
-            checkpoints = Checkpoints(folder, seconds, readings, seed, identity)
-            gallery = Gallery(drawing(run, run_log), readings, clock)
-            beside = [clock, stopping, readings, checkpoints]
-            if is_first:
-                metrics = Metrics(folder, run.settings.log_every, clock, run_log)
-                progress = ProgressReport(readings.last_step, clock, readings, console)
-                beside = [clock, metrics, stopping, readings, checkpoints, gallery, progress]
-            watch = RankWatch(lambda line: record_failure(run, line))
-            trainer = run.settings.make(readings.last_step, [*beside, watch], folder.path)
-            if is_first:
-                watch.follow(trainer)
-            with recorded(run) if is_first else nullcontext():
-                with launch.left(run.config, folder.path, checkpoint):
-                    code = fit(trainer, run, checkpoint, stopper)
-                if code == DONE and is_first:
-                    device = trainer.strategy.root_device
-                    run.module.to(device)  # Lightning leaves it on the CPU
-                    gallery.settle()
-                    code = stop_code(stopping, readings)
-                    record = finish(run, origin, readings, clock, device)
-        finally:
-            run_log.close(record, code)
-        return code
+    module: SearchModule
+    parts: Parts
+    yardsticks: dict[str, float]
 
+    what = "search"
+    reading = SearchReading
 
-def step_of(checkpoint: Path, run: Run, identity: Mapping[str, str]) -> int:
-    """The step that a checkpoint continues from; ValueError unless the run can."""
-    saved = read_checkpoint(checkpoint)
-    check_fits(saved, run.module.state_dict(), identity, checkpoint)
-    step = saved["global_step"]
-    if step >= run.last_step and not run.folder.genotype.exists():
-        raise ValueError(f"trainer.max_steps: the run is at step {step} already; raise it")
-    before, now = str(saved.get("backend", "")), run.module.supernet.implementation
-    if before and before.partition("-")[0] != now.partition("-")[0]:
+    @property
+    def every(self) -> Path:
+        return self.folder.genotypes
+
+    @property
+    def last(self) -> Path:
+        return self.folder.genotype
+
+    @property
+    def smaller(self) -> str:
+        return f"lower supernet.width than {self.parts.plan.width}"
+
+    @property
+    def is_divisible(self) -> bool:
+        return self.config["objective"].get("target") != "permuted"
+
+    def images(self, steps: int) -> float:
+        """One batch for w in every step, and one for α in those after the warm-up."""
+        return self.data.batch_size * (2 * steps - min(self.module.arch_start, steps))
+
+    def announce(self) -> None:
+        announce_data(self)
+        masking, module = self.parts.masking, self.module
+        total = module.epochs * module.steps_per_epoch
         log.info(
-            "computed by the %s cell up to step %d, by the %s one from there", before, step, now
+            "mask ratio %g (%g in whole patches of %d × %d), %s; %s of %d steps%s; precision %s",
+            *(masking.ratio, masking.effective_ratio(self.data.side)),
+            *(masking.patch_size, masking.patch_size, masking.mode),
+            *(
+                counted(module.epochs, "epoch"),
+                module.steps_per_epoch,
+                "" if self.last_step == total else f", {self.last_step} of {total} in all",
+                self.config["trainer"]["precision"],
+            ),
         )
-    return step
+        if self.yardsticks:
+            said = yardstick_words(self.yardsticks)
+            log.info("loss of predictors that learn nothing: %s", said)
+
+    def take(self, earlier: Sequence[SearchReading]) -> SearchReading:
+        held_out = self.data.held_out_batches()
+        return take_reading(self.module, self.parts.space, held_out, earlier)
+
+    def values(self, reading: SearchReading) -> dict[str, float | str]:
+        return reading_row(reading, self.parts.space)
+
+    def ends(self, reading: SearchReading) -> bool:
+        return self.config["on_collapse"] == "stop" and reading.verdict == "collapsed"
+
+    def status(self, row: Mapping[str, float], readings: Sequence[SearchReading]) -> str:
+        """Both losses, the last skips beside those of chance, the relative entropy of α."""
+        if not self.module.relaxation.learns:
+            return f"loss w {row['weight_loss']:.3f}"
+        skips = "–"
+        if readings:
+            skips = f"{readings[-1].skips['normal']}{chance_in_words(readings[-1])}"
+        return (
+            f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
+            f"entropy {row['entropy_normal']:.4f}"
+        )
+
+    def draw(self, readings: Sequence[SearchReading], run_log: RunLog) -> None:
+        space, last = self.parts.space, readings[-1]
+        Pictures(self.folder, space, self.module, self.data, self.yardsticks).draw(readings)
+        run_log.drawn(last, edge_rows(last, space), self.folder.plots)
+
+    def record(self, readings: Sequence[SearchReading]) -> dict[str, object]:
+        masking, side = self.parts.masking, self.data.side
+        best = min(self.yardsticks.values(), default=math.inf)
+        return {
+            **search_record(readings, self.folder, self.parts.space),
+            "yardsticks": self.yardsticks,
+            "beats_yardsticks": readings[-1].held_out_loss < best,
+            "mask_ratio": {
+                "nominal": masking.ratio,
+                "effective": masking.effective_ratio(side),
+            },
+            "costs": network_costs(self.module, self.data),
+        }
+
+    def close(self, record: Mapping[str, Any], readings: Sequence[SearchReading]) -> None:
+        last = readings[-1]
+        log.info("%s", last.in_words())
+        log.info("held-out loss %.4f after %d steps", last.held_out_loss, last.step)
+        if not record["beats_yardsticks"]:
+            missed = {k: v for k, v in self.yardsticks.items() if last.held_out_loss >= v}
+            log.warning("no better than %s: nothing learned yet", yardstick_words(missed))
+        log.info("genotype   %s", self.folder.genotype)
+        log.info("pictures   %s: cells.png, alpha.png, losses.png, …", self.folder.plots)
 
 
-def measured(run: Run, step: int, overrides: list[str]) -> Run:
-    """The run from `step` on, its cost known where wanted; stored anew if that changed it."""
-    if not run.settings.preflight or step >= run.last_step:
-        return run
-    try:
-        ready = preflight(run, run.last_step - step, may_fit=step == 0)
-    except RuntimeError as error:
-        line = explain(error, run)
-        if line is None:
-            raise
-        raise ValueError(line) from error
-    if ready.config != run.config:
-        run.folder.write_config(ready.config, overrides)
-    return ready
-
-
-def make_readings(run: Run, run_log: RunLog) -> Readings:
-    """The readings of this search, whose numbers its log is given."""
-
-    def take(earlier: Sequence[Reading]) -> Reading:
-        held_out = run.data.held_out_batches()
-        reading = take_reading(run.module, run.parts.space, held_out, earlier)
-        run.module.check_state(run.config["seed"])  # a bad genotype never replaces a good one
-        run_log.row(reading_row(reading, run.parts.space))
-        return reading
-
-    return Readings(
-        run.folder,
-        take,
-        interval=reading_interval(run.module.epochs * run.module.steps_per_epoch),
-        last_step=run.last_step,
-        stop_on_collapse=run.config["on_collapse"] == "stop",
+def prepare(
+    config: Config, folder: RunFolder, console: Console, store: ImageStore | None = None
+) -> SearchRun:
+    """Build everything from a checked configuration; read the data, unless `store` holds them."""
+    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
+    efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
+    if efficiency.threads != "auto":
+        torch.set_num_threads(efficiency.threads)
+    source = build(ImageSource, config["data"], {}, "data")
+    data = SearchData(
+        source,
+        config["seed"],
+        source.batch_size,
+        settings.accumulate,
+        efficiency.workers,
+        efficiency.resident,
+    )
+    with progress(console, "reading images") as on_progress:
+        data.load(on_progress, store)
+    pl.seed_everything(config["seed"], workers=False, verbose=False)
+    maker = Maker(config)
+    parts = assemble(maker, data.side, data.channels)
+    raise_all(maker.problems)
+    assert parts is not None  # or something would be wrong
+    make_cell: CellMaker = ReferenceCell
+    if efficiency.cell == "fused":
+        make_cell = partial(FusedCell, compiles=efficiency.cpp, recomputes=efficiency.recompute)
+    module = SearchModule(
+        parts.relaxation,
+        Supernet(
+            parts.relaxation.space, data.channels, parts.objective.stages, parts.plan, make_cell
+        ),
+        parts.objective,
+        build(BilevelSettings, config["search"], {}, "search"),
+        settings.epochs(data.steps_per_epoch),
+        data.steps_per_epoch,
+    )
+    if settings.precision == "64-true":
+        # Before a checkpoint is loaded into it: Lightning widens the module only afterwards.
+        module.double()
+    if settings.sync_batchnorm:
+        synchronise(module)
+    total = module.epochs * module.steps_per_epoch
+    return SearchRun(
+        config=config,
+        folder=folder,
+        settings=settings,
+        data=data,
+        parts=parts,
+        module=module,
+        yardsticks=yardsticks(parts, data),
+        last_step=min(total, settings.max_steps or total),
     )
 
 
-def earlier_rows(run: Run, step: int) -> list[dict[str, Any]]:
-    """What the run's log was told up to `step`, by earlier processes."""
-    table = MetricsTable(run.folder.metrics).rows()
-    rows: list[dict[str, Any]] = [{k: float(v) for k, v in row.items() if v} for row in table]
-    readings = map(Reading.from_dict, JsonLines(run.folder.genotypes).rows())
-    rows += [reading_row(reading, run.parts.space) for reading in readings]
-    return sorted((row for row in rows if row["step"] <= step), key=lambda row: row["step"])
+def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:
+    """Of the objective, on as many held-out images as fit in memory beside the search."""
+    batches, values = [], 0
+    for batch in data.held_out_batches():
+        batches.append(batch)
+        values += batch.image.numel()
+        if values > MOST_YARDSTICK_VALUES:
+            break
+    return parts.objective.yardsticks(batches)
 
 
-def drawing(run: Run, run_log: RunLog) -> Callable[[list[Reading]], None]:
-    """Draws the run's pictures and hands them to its log."""
-    pictures = Pictures(run.folder, run.parts.space, run.module, run.data, run.yardsticks)
-
-    def draw(readings: list[Reading]) -> None:
-        pictures.draw(readings)
-        run_log.drawn(readings[-1], edge_rows(readings[-1], run.parts.space), run.folder.plots)
-
-    return draw
-
-
-def fit(trainer: pl.Trainer, run: Run, checkpoint: Path | None, stopper: Stopper) -> int:
-    """Train; what can go wrong on the way is one line and an exit code."""
-    try:
-        trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, MemoryError, OSError) as error:
-        line = explain(error, run)
-        if line is None:
-            raise
-        log.error("%s", line)
-        if trainer.is_global_zero:
-            record_failure(run, line)
-        return FAILED
-    except SystemExit:  # Lightning's answer to a second signal
-        log.error("stopped at once%s", onward(run))
-        return stopped_by(stopper.received)
-    return DONE
-
-
-def stop_code(stopping: StopOnSignal, readings: Readings) -> int:
-    """The exit code of a search that ended in order."""
-    if stopping.agreed and not readings.is_complete:
-        return stopped_by(stopping.agreed)
-    return COLLAPSED if readings.has_stopped_search else DONE
+def yardstick_words(yardsticks: Mapping[str, float]) -> str:
+    """Yardsticks as "constant 0.842, visible mean 0.714"."""
+    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in yardsticks.items())

@@ -10,7 +10,7 @@ from mae_nas.cli.codes import CONFIGURATION, DONE, FAILED, REQUEUE, is_in_order,
 from mae_nas.cli.compose import RUN_DIR, SWEEP_DIR
 from mae_nas.cli.jobs import Axis, Job, plan_jobs, refuse_other_configurations, split_values
 from mae_nas.cli.launcher import Plan, Signals
-from mae_nas.cli.library import CONFIG, open_library
+from mae_nas.cli.library import open_library
 from mae_nas.runs.listing import RunState, columns, look
 from mae_nas.runs.sweeps import SweepRow, mistakes, refuse_other_axes, settled, write_table
 
@@ -52,12 +52,12 @@ def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) 
 
 def _multirun(plan: Plan, common: list[str], config_dir: Path | None) -> list[Job]:
     """The jobs with their ends: Hydra's multirun, by our sweeper and launcher."""
-    with open_library(config_dir) as library:
+    with open_library("search", config_dir) as library:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         texts = [*library.search_path, *common]
         try:
-            returns = hydra.multirun(CONFIG, plan, texts, with_log_configuration=False)
+            returns = hydra.multirun("search", plan, texts, with_log_configuration=False)
         except HydraException as error:
             refused = isinstance(error.__cause__, ValueError)  # by the launcher's settings
             raise ValueError(str(error.__cause__ if refused else error)) from error

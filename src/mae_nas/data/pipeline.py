@@ -1,4 +1,4 @@
-"""The LightningDataModule of search: a store, its split, and both batches of every step."""
+"""The LightningDataModules: a store, its split, and the batches of every step."""
 
 import atexit
 import copy
@@ -6,8 +6,10 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
-from typing import Literal, Self
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -21,7 +23,16 @@ from mae_nas.batch import Batch
 from mae_nas.data.gather import Cutter
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.splits import Split, split_images
-from mae_nas.data.steps import BatchMaker, HostSteps, RawStep, ResidentSteps, StepOrder, StepSampler
+from mae_nas.data.steps import (
+    BILEVEL,
+    BatchMaker,
+    HostSteps,
+    Levels,
+    RawStep,
+    ResidentSteps,
+    StepOrder,
+    StepSampler,
+)
 from mae_nas.data.store import ImageStore
 from mae_nas.stopping import SIGNALS
 
@@ -29,8 +40,8 @@ _RESIDENT_SHARE = 0.25  # of the device's memory
 _MOST_WORKERS = 4
 
 
-class SearchData(LightningDataModule):
-    """Batches for the two levels of the search, as in DARTS, Sec. 2.3, without labels.
+class StepData(LightningDataModule, ABC):
+    """Batches of every step of a run.
 
     Every image of every step is a pure function of (seed, step): nothing is saved in a checkpoint,
     and workers, residence on the device and accumulation change no bit.
@@ -38,11 +49,15 @@ class SearchData(LightningDataModule):
     Args:
         source: the data set.
         seed: of the run.
-        batch_size: images of a step on either level, shared equally by all ranks.
+        batch_size: images of a step on each level, shared equally by all ranks.
         accumulate: equal micro-batches that a batch is cut into.
         workers: processes that cut windows; `auto` is none for resident data, else up to 4.
         resident: keep all images on the device; `auto` if they take at most 25 % of its memory.
     """
+
+    levels: ClassVar[Levels]
+    shares: ClassVar[Mapping[str, str]]
+    """What images are for, by the name of their number in `describe`."""
 
     def __init__(
         self,
@@ -57,16 +72,19 @@ class SearchData(LightningDataModule):
         self.source, self.seed = source, seed
         self.batch_size, self.accumulate = batch_size, accumulate
         self.workers, self.resident = workers, resident
+        self._device = torch.device("cpu")
         self._loaded: tuple[ImageStore, Split] | None = None
         self._makers: dict[tuple[torch.device, torch.dtype, int], BatchMaker] = {}
+
+    @abstractmethod
+    def divide(self, store: ImageStore) -> Split:
+        """Which images are for what; ValueError if they do not suffice."""
 
     def load(self, on_progress: Progress | None = None, store: ImageStore | None = None) -> None:
         """Decode or read the images, unless `store` holds them, and split them, once."""
         if self._loaded is None:
             store = store or self.source.load(on_progress)
-            split = split_images(self.source, store, self.seed)
-            split.check_batch(self.batch_size)
-            self._loaded = store, split
+            self._loaded = store, self.divide(store)
 
     def cut(self, batch_size: int, accumulate: int) -> Self:
         """The same images, loaded once for both, in other batches and in as many micro-batches."""
@@ -78,7 +96,7 @@ class SearchData(LightningDataModule):
         """Fill the cache in one process before others read it."""
         self.load()
 
-    def setup(self, stage: str = "fit") -> None:  # noqa: ARG002 - search has one stage
+    def setup(self, stage: str = "fit") -> None:  # noqa: ARG002 - there is one stage
         self.load()
 
     @property
@@ -103,8 +121,12 @@ class SearchData(LightningDataModule):
 
     @property
     def device(self) -> torch.device:
-        """The trainer's device; the CPU without a trainer."""
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        """The trainer's device; without a trainer, the one of `use`."""
+        return self.trainer.strategy.root_device if self.trainer else self._device
+
+    def use(self, device: torch.device) -> None:
+        """Make batches on `device` where no trainer says otherwise."""
+        self._device = device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,7 +154,7 @@ class SearchData(LightningDataModule):
         is_resident = self.is_resident
         order = self._order(torch.device("cpu"))
         return DataLoader(
-            ResidentSteps() if is_resident else HostSteps(self._cutter(), order),
+            ResidentSteps() if is_resident else HostSteps(self._cutter(), order, self.levels),
             batch_size=None,
             sampler=StepSampler(
                 self.steps_per_epoch, lambda: self.trainer.global_step if self.trainer else 0
@@ -186,7 +208,7 @@ class SearchData(LightningDataModule):
 
     def _loaded_or_raise(self) -> tuple[ImageStore, Split]:
         if self._loaded is None:
-            raise RuntimeError("SearchData is empty: call setup() first")
+            raise RuntimeError("the data are empty: call setup() first")
         return self._loaded
 
     def _parts(self, positions: NDArray[np.int64], fewest: int = 1) -> list[NDArray[np.int64]]:
@@ -204,12 +226,28 @@ class SearchData(LightningDataModule):
         where = self.device, self.dtype, ranks.size()
         if where not in self._makers:
             order = self._order(self.device)
-            self._makers[where] = BatchMaker(self._cutter(), order, self.dtype, self.source.flip)
+            self._makers[where] = BatchMaker(
+                self._cutter(), order, self.dtype, self.source.flip, self.levels
+            )
         return self._makers[where]
 
     def _order(self, device: torch.device) -> StepOrder:
         share = ranks.index(), ranks.size()
         return StepOrder(self.split, self.seed, self.batch_size, device, self.accumulate, share)
+
+
+class SearchData(StepData):
+    """Batches for the two levels of the search, as in DARTS, Sec. 2.3, without labels."""
+
+    levels = BILEVEL
+    shares = MappingProxyType(
+        {"weights": "for weights", "architecture": "for architecture", "held_out": "held out"}
+    )
+
+    def divide(self, store: ImageStore) -> Split:
+        split = split_images(self.source, store, self.seed)
+        split.check_batch(self.batch_size)
+        return split
 
 
 def _ignore_signals(_worker: int) -> None:

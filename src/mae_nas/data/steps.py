@@ -1,6 +1,6 @@
 """From a training step to its batches, a pure function of it, so resuming needs no state."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,10 @@ from mae_nas.data.splits import Split
 from mae_nas.randomness import Purpose, derive_key, permutation
 
 _ORDERS_KEPT = 4  # an epoch of the weights, and two passes of the architecture's stream
-LEVELS = (("weights", Purpose.WEIGHTS), ("arch", Purpose.ARCHITECTURE))
+Levels = Sequence[tuple[str, Purpose]]
+"""What a step takes batches for, by the name of the batches."""
+TRAINING: Levels = (("weights", Purpose.WEIGHTS),)
+BILEVEL: Levels = (*TRAINING, ("arch", Purpose.ARCHITECTURE))
 
 
 class StepOrder:
@@ -98,7 +101,7 @@ class StepSampler(Sampler[int]):
 
 
 class RawStep(NamedTuple):
-    """What a worker prepares of a step: windows as stored, (B, S, S, C), of each of LEVELS."""
+    """What a worker prepares of a step: windows as stored, (B, S, S, C), by level."""
 
     step: int
     windows: dict[str, Tensor]
@@ -114,11 +117,11 @@ class ResidentSteps(Dataset[int]):
 class HostSteps(Dataset[RawStep]):
     """Data on the host: workers cut the windows. Picklable, so that workers may be spawned."""
 
-    def __init__(self, cutter: Cutter, order: StepOrder) -> None:
-        self.cutter, self.order = cutter, order
+    def __init__(self, cutter: Cutter, order: StepOrder, levels: Levels) -> None:
+        self.cutter, self.order, self.levels = cutter, order, levels
 
     def __getitem__(self, step: int) -> RawStep:
-        draws = [(name, *self.order.draw(purpose, step)) for name, purpose in LEVELS]
+        draws = [(name, *self.order.draw(purpose, step)) for name, purpose in self.levels]
         return RawStep(step, {name: self.cutter.cut(index, key) for name, key, index in draws})
 
 
@@ -130,19 +133,22 @@ class BatchMaker:
         order: which images a step sees; its device is that of the batches.
         dtype: of the images.
         flip: mirror half of the images.
+        levels: of a step.
     """
 
-    def __init__(self, cutter: Cutter, order: StepOrder, dtype: torch.dtype, flip: bool) -> None:
-        self.cutter, self.order, self.flip = cutter, order, flip
+    def __init__(
+        self, cutter: Cutter, order: StepOrder, dtype: torch.dtype, flip: bool, levels: Levels
+    ) -> None:
+        self.cutter, self.order, self.flip, self.levels = cutter, order, flip, levels
         self.normalisation = Normalisation(cutter.store, order.device, dtype)
         labels = cutter.store.labels
         self.labels = None if labels is None else torch.from_numpy(labels).to(order.device)
 
     def step(self, item: int | RawStep) -> dict[str, list[Batch]]:
-        """Both batches of a step, each cut into equal micro-batches, without synchronisation."""
+        """The batches of a step, each cut into equal micro-batches, without synchronisation."""
         step = item if isinstance(item, int) else item.step
         batches: dict[str, list[Batch]] = {}
-        for name, purpose in LEVELS:
+        for name, purpose in self.levels:
             key, index = self.order.draw(purpose, step)
             windows = item.windows[name] if isinstance(item, RawStep) else self._cut(index, key)
             if self.flip:

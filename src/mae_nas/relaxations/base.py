@@ -4,7 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae_nas.backbone import CELL_KINDS
@@ -55,3 +57,11 @@ class Relaxation(nn.Module, ABC):
     def scores(self) -> dict[str, Tensor]:
         """Per kind, the (E, K) strengths that derivation ranks: by default the mixing weights."""
         return {kind: mixture.ops.detach().clone() for kind, mixture in self.mixture().items()}
+
+
+def relative_entropy(weights: NDArray[np.float64]) -> float:
+    """Mean over edges of −Σ w·log w / log K for (E, K) weights: 1 uniform, 0 decided."""
+    # An edge that a given cell leaves out has no weight at all, and is as decided as one with 1.
+    total = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+    surprise = -(total * np.log(np.maximum(total, 1e-300))).sum(axis=1)
+    return float(surprise.mean() / np.log(weights.shape[1]))

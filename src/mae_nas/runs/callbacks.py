@@ -7,25 +7,24 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
 import lightning.pytorch as pl
-import torch
 
 from mae_nas import ranks
 from mae_nas.runs.checkpoint import FORMAT
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.listing import counted
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.tables import JsonLines, MetricsTable
-from mae_nas.search import Reading, SearchModule
-from mae_nas.search.reading import chance_in_words, relative_entropy
+from mae_nas.stepping import Reading, StepModule
 from mae_nas.stopping import Stopper
 
 log = logging.getLogger("mae_nas")
 
 CHECK_STEPS = 50
+R = TypeVar("R", bound=Reading)
 
 
 class Clock(pl.Callback):
@@ -95,51 +94,29 @@ class Metrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         self.table.cut(trainer.global_step)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_: object) -> None:
         if trainer.global_step % self.every == 0 or trainer.global_step == 1:
-            row = metrics_row(module)
+            row = module.row()
             row |= {"seconds": self.clock.total, "waiting_share": self.clock.waiting_share}
             self.table.append(row)
             self.run_log.row(row)
 
 
-def metrics_row(module: SearchModule) -> dict[str, float]:
-    """The values of the step just done, by name, in a fixed order; absent ones are NaN."""
-    names = ["weight_loss", "arch_loss", "grad_norm_weights"]
-    names += [f"grad_norm_alpha_{kind}" for kind in module.relaxation.alphas]
-    names += sorted(module.values.keys() - set(names))
-    absent = module.alphas[0].new_tensor(float("nan"))
-    # One transfer for all of them.
-    stacked = torch.stack([module.values.get(name, absent).to(absent.dtype) for name in names])
-    row: dict[str, float] = {
-        "step": module.global_step,
-        "epoch": module.global_step / module.steps_per_epoch,
-        "learning_rate": module.learning_rate,
-    }
-    row |= dict(zip(names, stacked.tolist(), strict=True))
-    for kind, table in module.relaxation.scores().items():
-        row[f"entropy_{kind}"] = relative_entropy(table.cpu().double().numpy())
-    return row
-
-
 @dataclass(eq=False)
-class Readings(pl.Callback):
-    """A reading every `interval` steps and where the search ends: genotypes and their verdict."""
+class Readings(pl.Callback, Generic[R]):
+    """A reading every `interval` steps and where the run ends."""
 
-    folder: RunFolder
-    take: Callable[[list[Reading]], Reading]  # given the earlier ones
+    kind: type[R]
+    every: Path  # file of all readings, a line each
+    take: Callable[[list[R]], R]  # given the earlier ones
     interval: int
-    last_step: int  # where the search ends
-    stop_on_collapse: bool  # end the search when the verdict is `collapsed`
-    readings: list[Reading] = field(default_factory=list)
+    last_step: int  # where the run ends
+    last: Path | None = None  # file of the last one
+    ends: Callable[[R], bool] = lambda _: False  # whether a reading ends the run
+    readings: list[R] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.table = JsonLines(self.folder.genotypes)
-
-    @property
-    def verdict(self) -> str:
-        """Of the last reading."""
-        return self.readings[-1].verdict if self.readings else "ok"
+        self.table = JsonLines(self.every)
 
     @property
     def step(self) -> int:
@@ -148,16 +125,16 @@ class Readings(pl.Callback):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the search has reached its last step."""
+        """Whether the run has reached its last step."""
         return self.step >= self.last_step
 
     @property
-    def has_stopped_search(self) -> bool:
-        """Whether the verdict ended the search."""
-        return self.stop_on_collapse and self.verdict == "collapsed"
+    def has_ended_run(self) -> bool:
+        """Whether the last reading ended it."""
+        return bool(self.readings) and self.ends(self.readings[-1])
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
-        # The reading that ended a stopped search is none of the continued one's.
+        # The reading that ended a stopped run is none of the continued one's.
         steps = range(0, trainer.global_step + 1, self.interval)
         self.restore()
         self.readings = [reading for reading in self.readings if reading.step in steps]
@@ -167,19 +144,20 @@ class Readings(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
         step = trainer.global_step
         if step % self.interval == 0 or step >= self.last_step or trainer.should_stop:
-            before, reading = self.verdict, self.take(self.readings)
+            before, reading = self.readings[-1:], self.take(self.readings)
             self.readings.append(reading)
             if trainer.is_global_zero:
                 self.table.append(reading.to_dict())
-                write_json(self.folder.genotype, reading.to_dict())
-            if trainer.is_global_zero and reading.verdict != before:
-                log.warning("%s", verdict_line(reading))
-        if self.has_stopped_search:
+                if self.last is not None:
+                    write_json(self.last, reading.to_dict())
+            if trainer.is_global_zero and reading.is_news(before[0] if before else None):
+                log.warning("%s", reading.in_words())
+        if self.has_ended_run:
             trainer.should_stop = True
 
     def restore(self) -> None:
         """Take the readings from the file."""
-        self.readings = [Reading.from_dict(row) for row in self.table.rows()]
+        self.readings = [cast("R", self.kind.from_dict(row)) for row in self.table.rows()]
 
 
 @dataclass(eq=False)
@@ -190,8 +168,8 @@ class Gallery(pl.Callback):
     one never.
     """
 
-    draw: Callable[[list[Reading]], None]  # draws the run's pictures, given all readings
-    readings: Readings
+    draw: Callable[[list[Any]], None]  # draws the run's pictures, given all readings
+    readings: Readings[Any]
     clock: Clock
     _drawn_step = -1
     _next_drawing = 0.0
@@ -214,19 +192,6 @@ class Gallery(pl.Callback):
         self._next_drawing = self.clock.here + 20 * (self.clock.here - began)
 
 
-def verdict_line(reading: Reading) -> str:
-    """The verdict in words, skips beside what chance gives."""
-    skips, edges = reading.skips["normal"], len(reading.genotype.normal.edges)
-    count = counted(skips, "skip")
-    if not reading.warmed_up:
-        return f"the normal cell keeps {count} in {edges} edges; α has had no step"
-    return (
-        f"verdict {reading.verdict} at step {reading.step}: the normal cell keeps {count} in "
-        f"{edges} edges{chance_in_words(reading)}; of cells derived from noise, "
-        f"{100 * reading.chance['normal']:.1f} % keep {skips} or more"
-    )
-
-
 @dataclass(eq=False)
 class Checkpoints(pl.Callback):
     """checkpoints/last.ckpt: every so many seconds, after every reading, and where a search ends.
@@ -236,14 +201,14 @@ class Checkpoints(pl.Callback):
 
     folder: RunFolder
     seconds: float  # between checkpoints
-    readings: Readings
+    readings: Readings[Any]
     seed: int  # named if the loss is not finite
     identity: Mapping[str, str]  # written into the checkpoint, to tell the runs apart
 
     def on_train_start(self, *_: object) -> None:
         self._saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_: object) -> None:
         step = trainer.global_step
         (is_due,) = ranks.maximum(time.monotonic() - self._saved >= self.seconds)
         is_due = is_due or self.readings.step == step
@@ -254,9 +219,9 @@ class Checkpoints(pl.Callback):
             self._saved = time.monotonic()
 
     def on_save_checkpoint(
-        self, _trainer: object, module: SearchModule, checkpoint: dict[str, Any]
+        self, _trainer: object, module: StepModule, checkpoint: dict[str, Any]
     ) -> None:
-        backend = module.supernet.implementation
+        backend = module.implementation
         checkpoint.update(self.identity, format=FORMAT, backend=backend)
 
 

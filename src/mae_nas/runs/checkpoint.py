@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     parts = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict}
     is_ours = isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT
     if not is_ours or not all(isinstance(checkpoint.get(k), t) for k, t in parts.items()):
-        raise ValueError(f"{path}: not a checkpoint of a mae-nas search")
+        raise ValueError(f"{path}: not a checkpoint of mae-nas")
     return checkpoint
 
 
@@ -79,12 +79,13 @@ def check_fits(
         path: for the error.
     """
     names = {"config_hash": "configuration", "data_hash": "set of images"}
+    names["classes"] = "set of classes"
     for key, value in identity.items():
         if checkpoint.get(key) != value:
-            raise ValueError(f"{path}: belongs to a search with another {names[key]}")
+            raise ValueError(f"{path}: belongs to a run with another {names[key]}")
     saved = checkpoint["state_dict"]
     wrong = sorted(saved.keys() ^ state.keys()) or sorted(
         name for name in state if getattr(saved[name], "shape", None) != state[name].shape
     )
     if wrong:
-        raise ValueError(f"{path}: its tensors differ from this search's, first {wrong[0]}")
+        raise ValueError(f"{path}: its tensors differ from this run's, first {wrong[0]}")

@@ -24,8 +24,8 @@ from mae_nas.checks import Checked, first_line
 from mae_nas.keys import find
 from mae_nas.runs.files import read_json, write_json
 from mae_nas.runs.folder import RunFolder
-from mae_nas.search import Reading
 from mae_nas.search.reading import EdgeRow
+from mae_nas.stepping import Reading
 
 if TYPE_CHECKING:
     import wandb
@@ -146,7 +146,7 @@ class WandbSettings(LoggerSettings, Checked):
             id=identity,
             resume="allow",
             name=folder.path.resolve().name,
-            job_type="search",
+            job_type="train" if "recipe" in config else "search",
             config=dict(config),
             dir=folder.path,
             reinit="create_new",
@@ -215,7 +215,7 @@ class WandbLog(RunLog):
         import wandb
 
         media: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in _pictures(plots)}
-        for kind, scores in reading.scores.items():
+        for kind, scores in reading.mixing().items():
             media[f"alpha_{kind}"] = wandb.Histogram(np.ravel(scores).tolist())
         media["genotype"] = wandb.Table(columns=list(EdgeRow._fields), data=list(map(list, edges)))
         self._run.log({"step": reading.step, **media})
@@ -274,7 +274,7 @@ class TensorboardLog(RunLog):
         for path in _pictures(plots):
             pixels = np.asarray(Image.open(path).convert("RGB"))
             self._writer.add_image(path.stem, pixels, reading.step, dataformats="HWC")
-        for kind, scores in reading.scores.items():
+        for kind, scores in reading.mixing().items():
             self._writer.add_histogram(f"alpha_{kind}", np.ravel(scores), reading.step)
         rows = [" | ".join(EdgeRow._fields), "|".join("-" * len(EdgeRow._fields))]
         rows += [" | ".join(map(str, edge)) for edge in edges]

@@ -1,4 +1,4 @@
-"""What a network costs (parameters, multiply-adds), and what a search step does (time, memory)."""
+"""What a search step takes: time and memory."""
 
 import copy
 import ctypes
@@ -6,7 +6,6 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,31 +14,12 @@ from typing import Self
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from mae_nas.data import SearchData
+from mae_nas.data import StepData
 from mae_nas.runs.trainer import TrainerSettings
-from mae_nas.search import SearchModule
+from mae_nas.stepping import StepModule
 
 _STATUS = Path("/proc/self/status")
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Values of all parameters of `module`, trained or not."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@torch.no_grad()
-def count_multiply_adds(run: Callable[[], Tensor | object]) -> int:
-    """Multiply-adds of the convolutions and linear layers in one call of `run`.
-
-    torch counts two operations for each; pools, norms and element-wise work count as nothing, the
-    convention of most published figures.
-    """
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() // 2
 
 
 def peak_memory(device: torch.device) -> int:
@@ -84,7 +64,7 @@ class StepCost:
 
 
 def measure_step(
-    module: SearchModule, data: SearchData, settings: TrainerSettings, steps: int = 10
+    module: StepModule, data: StepData, settings: TrainerSettings, steps: int = 10
 ) -> StepCost:
     """Run real alternating steps on a copy; the module, the data's order and randomness are as new.
 
@@ -103,7 +83,7 @@ def measure_step(
         RuntimeError, MemoryError: what the step does; `is_out_of_memory` tells which it is.
     """
     module = copy.deepcopy(module)
-    module.settings = replace(module.settings, warmup_epochs=0)
+    module.work_hardest()
     share = data.cut(data.batch_size // settings.ranks, settings.accumulate)
     meter = _Meter(steps, share.batch_size // share.accumulate)
     alone = replace(settings, devices=1, num_nodes=1, strategy="auto")

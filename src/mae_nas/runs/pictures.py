@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mae_nas.data import SearchData
+from mae_nas.data import StepData
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.plots import plot_alpha_heatmaps, plot_alpha_history, plot_cells, plot_losses
 from mae_nas.runs.reconstructions import plot_reconstructions
 from mae_nas.runs.tables import MetricsTable
-from mae_nas.search import Reading, SearchModule
+from mae_nas.search import SearchModule, SearchReading
 from mae_nas.search.collapse import chance_of_skips
 from mae_nas.spaces import SearchSpace
 
@@ -26,10 +26,10 @@ class Pictures:
     folder: RunFolder
     space: SearchSpace
     module: SearchModule
-    data: SearchData
+    data: StepData
     yardsticks: Mapping[str, float]  # losses of predictors that learn nothing, by name
 
-    def draw(self, readings: Sequence[Reading]) -> None:
+    def draw(self, readings: Sequence[SearchReading]) -> None:
         """Draw everything; the last reading's genotype is the one shown."""
         folder, last = self.folder.plots, readings[-1]
         rows = [reading.to_dict() for reading in readings]

@@ -1,18 +1,19 @@
-"""What a person sees while a search runs."""
+"""What a person sees while a run goes on."""
 
 import logging
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from mae_nas.runs.callbacks import Clock, Readings, metrics_row
-from mae_nas.search import SearchModule
-from mae_nas.search.reading import chance_in_words
+from mae_nas.runs.callbacks import Clock, Readings
+from mae_nas.stepping import StepModule
 
 log = logging.getLogger("mae_nas")
 
@@ -24,14 +25,14 @@ LINE_SECONDS = 10.0
 class ProgressReport(pl.Callback):
     """A bar with ETA on a terminal; elsewhere a plain line every ten seconds.
 
-    Both show the two losses, the skips of the normal cell at the last reading beside those of
-    chance, the relative entropy of α, and the share of time spent waiting for data.
+    Both show what the run says of itself, and the share of time spent waiting for data.
     """
 
-    total: int  # steps until the search ends
+    total: int  # steps until the run ends
     clock: Clock
-    readings: Readings
+    readings: Readings[Any]
     console: Console
+    status: Callable[[Mapping[str, float], Sequence[Any]], str]  # of the step's values, readings
     _shown = _logged = float("-inf")
 
     def __post_init__(self) -> None:
@@ -47,11 +48,11 @@ class ProgressReport(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         done = trainer.global_step
-        self._task = self.bar.add_task("search", total=self.total, completed=done, status="")
+        self._task = self.bar.add_task("steps", total=self.total, completed=done, status="")
         if self.has_bar:
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: SearchModule, *_: object) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: StepModule, *_: object) -> None:
         now, step = time.monotonic(), trainer.global_step
         pause = BAR_SECONDS if self.has_bar else LINE_SECONDS
         if now - self._shown >= pause or step >= self.total:
@@ -66,19 +67,9 @@ class ProgressReport(pl.Callback):
     def on_exception(self, *_: object) -> None:
         self.on_train_end()
 
-    def _show(self, step: int, module: SearchModule) -> None:
-        row = metrics_row(module)
-        status = f"loss w {row['weight_loss']:.3f}  "
-        if module.relaxation.learns:
-            skips = "–"
-            if self.readings.readings:
-                last = self.readings.readings[-1]
-                skips = f"{last.skips['normal']}{chance_in_words(last)}"
-            status = (
-                f"loss w {row['weight_loss']:.3f} α {row['arch_loss']:.3f}  skips {skips}  "
-                f"entropy {row['entropy_normal']:.4f}  "
-            )
-        status += f"waiting {100 * self.clock.waiting_share:.0f} %"
+    def _show(self, step: int, module: StepModule) -> None:
+        status = self.status(module.row(), self.readings.readings)
+        status += f"  waiting {100 * self.clock.waiting_share:.0f} %"
         self.bar.update(self._task, completed=step, status=status)
         now = time.monotonic()
         if now - self._logged >= LINE_SECONDS or step >= self.total:

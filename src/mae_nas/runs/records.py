@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 from mae_nas import __version__
-from mae_nas.data import SearchData
+from mae_nas.data import StepData
+from mae_nas.network.complexity import count_multiply_adds, count_parameters
 from mae_nas.relaxations import Fixed
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.measure import count_multiply_adds, count_parameters
 from mae_nas.runs.tables import MetricsTable
-from mae_nas.search import Reading, SearchModule
+from mae_nas.search import SearchModule, SearchReading
 from mae_nas.search.collapse import mean_skips
-from mae_nas.search.module import evaluating
 from mae_nas.spaces import SearchSpace
+from mae_nas.stepping import evaluating
 from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy")
@@ -62,7 +62,7 @@ def describe_device(device: torch.device) -> dict[str, object]:
 
 
 @torch.no_grad()
-def network_costs(module: SearchModule, data: SearchData) -> dict[str, dict[str, int]]:
+def network_costs(module: SearchModule, data: StepData) -> dict[str, dict[str, int]]:
     """Parameters and multiply-adds (forward, one image) of the supernet and of the decoder."""
     batch = next(data.preview(2))  # the null arm needs another image
     images = len(batch.image)
@@ -107,7 +107,7 @@ def costs_alone(
 
 
 def search_record(
-    readings: Sequence[Reading], folder: RunFolder, space: SearchSpace
+    readings: Sequence[SearchReading], folder: RunFolder, space: SearchSpace
 ) -> dict[str, object]:
     """What the search found: the part of the record that its result is."""
     last = readings[-1]

@@ -140,15 +140,46 @@ class TrainerSettings(Checked):
 
 
 @dataclass(frozen=True)
-class Efficiency(Checked):
+class Means(Checked):
     """What may change the speed of a run and never its result.
 
     Args:
         workers: loader processes for data that does not fit on the device; `auto` is one per core,
             at most 4.
         resident: keep the images on the device; `auto` if they take up to a quarter of its memory.
-        threads: of the CPU; `auto` leaves it to torch. A narrow supernet is fastest with one.
+        threads: of the CPU; `auto` leaves it to torch. A narrow network is fastest with one.
             (Sums may round differently with another number, as on another computer.)
+    """
+
+    workers: int | Literal["auto"] = "auto"
+    resident: bool | Literal["auto"] = "auto"
+    threads: int | Literal["auto"] = "auto"
+
+    def _problems(self) -> Iterator[str]:
+        if self.workers != "auto" and self.workers < 0:
+            yield f"workers {self.workers}: must be 0 or more, or auto"
+        if self.threads != "auto" and self.threads < 1:
+            yield f"threads {self.threads}: must be at least 1, or auto"
+
+
+@dataclass(frozen=True)
+class NetworkEfficiency(Means):
+    """Of the training of a found network.
+
+    Args:
+        workers, resident, threads: see `Means`.
+        compile: torch.compile makes kernels of the network; the first steps take minutes.
+    """
+
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Efficiency(Means):
+    """Of a search.
+
+    Args:
+        workers, resident, threads: see `Means`.
         cell: `fused` computes the supernet by source node, `reference` edge by edge, as it is
             defined: the same search but for rounding, at a fraction of the speed.
         cpp: compile kernels for `fused`: for this computer's CPU, if it has a compiler, or for its
@@ -156,18 +187,12 @@ class Efficiency(Checked):
         recompute: computes some of `fused` twice, to hold less memory.
     """
 
-    workers: int | Literal["auto"] = "auto"
-    resident: bool | Literal["auto"] = "auto"
-    threads: int | Literal["auto"] = "auto"
     cell: Literal["fused", "reference"] = "fused"
     cpp: bool = True
     recompute: bool = False
 
     def _problems(self) -> Iterator[str]:
-        if self.workers != "auto" and self.workers < 0:
-            yield f"workers {self.workers}: must be 0 or more, or auto"
-        if self.threads != "auto" and self.threads < 1:
-            yield f"threads {self.threads}: must be at least 1, or auto"
+        yield from super()._problems()
         if self.cell not in ("fused", "reference"):
             yield f"cell {self.cell!r}: must be fused or reference"
         if self.recompute and self.cell == "reference":

@@ -1,21 +1,21 @@
 """A reading: what the search would answer if it stopped now, and how it is doing."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from mae_nas.batch import Batch
 from mae_nas.genotype import Genotype
+from mae_nas.relaxations import relative_entropy
 from mae_nas.search.collapse import Verdict, chance_at_least, judge, mean_skips
 from mae_nas.search.module import SearchModule
 from mae_nas.spaces import SearchSpace
 from mae_nas.spaces.derivation import derive
+from mae_nas.stepping import Reading
 
 
 @dataclass(frozen=True)
-class Reading:
+class SearchReading(Reading):
     """The state of a search after `step` steps, one line of genotypes.jsonl.
 
     Args:
@@ -48,6 +48,24 @@ class Reading:
     verdict: Verdict
     chance_normal: float | None = None
 
+    def mixing(self) -> Mapping[str, Sequence[Sequence[float]]]:
+        return self.scores
+
+    def is_news(self, before: "SearchReading | None") -> bool:
+        return self.verdict != (before.verdict if before else "ok")
+
+    def in_words(self) -> str:
+        """The verdict, skips beside what chance gives."""
+        skips, edges = self.skips["normal"], len(self.genotype.normal.edges)
+        count = "1 skip" if skips == 1 else f"{skips} skips"
+        if not self.warmed_up:
+            return f"the normal cell keeps {count} in {edges} edges; α has had no step"
+        return (
+            f"verdict {self.verdict} at step {self.step}: the normal cell keeps {count} in "
+            f"{edges} edges{chance_in_words(self)}; of cells derived from noise, "
+            f"{100 * self.chance['normal']:.1f} % keep {skips} or more"
+        )
+
     def to_dict(self) -> dict[str, object]:
         """Plain values, the genotype in its own schema."""
         fields = asdict(self)
@@ -55,21 +73,21 @@ class Reading:
         return {**self.genotype.to_dict(), **fields}
 
     @staticmethod
-    def from_dict(fields: dict[str, object]) -> "Reading":
+    def from_dict(fields: dict[str, object]) -> "SearchReading":
         """The inverse of `to_dict`."""
-        names = [name for name in Reading.__dataclass_fields__ if name != "genotype"]
+        names = [name for name in SearchReading.__dataclass_fields__ if name != "genotype"]
         values = {name: fields[name] for name in names if name in fields}
         if missing := [name for name in names if name not in {"chance_normal", *values}]:
             raise ValueError(f"a reading without {', '.join(missing)} was not written by a search")
-        return Reading(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
+        return SearchReading(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
 
 
 def take_reading(
     module: SearchModule,
     space: SearchSpace,
     held_out: Iterable[Batch],
-    earlier: Sequence[Reading],
-) -> Reading:
+    earlier: Sequence[SearchReading],
+) -> SearchReading:
     """Read the search without disturbing it.
 
     Args:
@@ -85,7 +103,7 @@ def take_reading(
     history = [reading.skips["normal"] for reading in earlier if reading.warmed_up]
     if is_warm:
         history.append(skips["normal"])
-    return Reading(
+    return SearchReading(
         step=module.global_step,
         epoch=module.global_step / module.steps_per_epoch,
         genotype=genotype,
@@ -102,7 +120,7 @@ def take_reading(
     )
 
 
-def chance_in_words(reading: Reading) -> str:
+def chance_in_words(reading: SearchReading) -> str:
     """What stands behind a count of skips in the normal cell: by itself it says nothing."""
     return "" if reading.chance_normal is None else f" (chance {reading.chance_normal:.1f})"
 
@@ -128,7 +146,7 @@ class EdgeRow(NamedTuple):
     weight: float  # the mixing weight that it was kept for
 
 
-def edge_rows(reading: Reading, space: SearchSpace) -> list[EdgeRow]:
+def edge_rows(reading: SearchReading, space: SearchSpace) -> list[EdgeRow]:
     """The genotype's edges, to be shown as a table."""
     rows = []
     for kind, cell in reading.genotype.cells.items():
@@ -140,7 +158,7 @@ def edge_rows(reading: Reading, space: SearchSpace) -> list[EdgeRow]:
     return rows
 
 
-def reading_row(reading: Reading, space: SearchSpace) -> dict[str, float | str]:
+def reading_row(reading: SearchReading, space: SearchSpace) -> dict[str, float | str]:
     """The reading's numbers by name, skips beside the mean of chance, to be shown as curves."""
     row: dict[str, float | str] = {
         "step": reading.step,
@@ -153,14 +171,6 @@ def reading_row(reading: Reading, space: SearchSpace) -> dict[str, float | str]:
         row[f"chance_skips_{kind}"] = mean_skips(space, kind)
         row[f"entropy_{kind}"] = reading.entropy[kind]
     return row
-
-
-def relative_entropy(weights: np.ndarray) -> float:
-    """Mean over edges of −Σ w·log w / log K for (E, K) weights: 1 uniform, 0 decided."""
-    # An edge that a given cell leaves out has no weight at all, and is as decided as one with 1.
-    total = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
-    surprise = -(total * np.log(np.maximum(total, 1e-300))).sum(axis=1)
-    return float(surprise.mean() / np.log(weights.shape[1]))
 
 
 def undetermined_kinds(module: SearchModule) -> list[str]:
