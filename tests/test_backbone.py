@@ -33,7 +33,7 @@ def test_stem_follows_the_side(side: int, stem: str) -> None:
 def test_plan_reduces_at_one_and_two_thirds_and_taps_each_stage_end(
     stem: StemName, depth: int
 ) -> None:
-    plan = plan_backbone(6, depth, stem, concatenated=3)
+    plan = plan_backbone(6, depth, stem, {"normal": 3, "reduce": 5})
     width, stride = 6, FIRST_STRIDE[stem]
     inputs = list(Stem.outputs(stem, 6))
     for index, cell in enumerate(plan.cells):
@@ -46,7 +46,8 @@ def test_plan_reduces_at_one_and_two_thirds_and_taps_each_stage_end(
             assert (cell.stride_in, cell.stride_out) == (stride, stride)
         assert cell.width == width
         assert list(cell.inputs) == inputs[-2:]
-        inputs.append(FeatureInfo(3 * width, stride))
+        concatenated = 5 if cell.is_reduction else 3
+        inputs.append(FeatureInfo(concatenated * width, stride))
     assert plan.taps == (depth // 3 - 1, 2 * depth // 3 - 1, depth - 1)
     assert plan.features == tuple(inputs[2 + tap] for tap in plan.taps)
     for stages in (1, 2, 3):

@@ -6,8 +6,9 @@ depth. What a cell is, its maker decides; states pass between cells unopened.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from mae_nas.masking import BatchNorm, VisibleMap
 
 StemName = Literal["cifar", "small", "imagenet"]
 CELL_KINDS = ("normal", "reduce")
+ALL_NODES: Mapping[str, int] = MappingProxyType(dict.fromkeys(CELL_KINDS, 4))
+"""What the outputs of DARTS's cells concatenate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,18 @@ class CellSpec:
 
 @dataclass(frozen=True, slots=True)
 class BackbonePlan:
-    """The cells of a backbone and the three taps F_1, F_2, F_3: the last cell of each stage."""
+    """A backbone's cells, their outputs, and the taps F_1, F_2, F_3: the last of each stage."""
 
     stem: StemName
     width: int
     cells: tuple[CellSpec, ...]
     taps: tuple[int, ...]
-    features: tuple[FeatureInfo, ...]
+    outputs: tuple[FeatureInfo, ...]
+
+    @property
+    def features(self) -> tuple[FeatureInfo, ...]:
+        """Of F_1, F_2, F_3."""
+        return tuple(self.outputs[tap] for tap in self.taps)
 
     def up_to(self, stages: int) -> tuple[CellSpec, ...]:
         """The cells that the first `stages` taps depend on."""
@@ -78,14 +86,16 @@ def stem_for(side: int) -> StemName:
     return "small" if side <= 128 else "imagenet"
 
 
-def plan_backbone(width: int, depth: int, stem: StemName, concatenated: int = 4) -> BackbonePlan:
+def plan_backbone(
+    width: int, depth: int, stem: StemName, concatenated: Mapping[str, int] = ALL_NODES
+) -> BackbonePlan:
     """Book-keeping of channels and strides (DARTS, Sec. 3.1).
 
     Args:
         width: channels of a node in the first stage; even, since reductions halve it.
         depth: number of cells, at least 3, so that each stage has one.
         stem: see `Stem`.
-        concatenated: nodes that a cell's output concatenates.
+        concatenated: nodes that the output of a cell of each kind concatenates.
     """
     shallow = f"depth {depth}: at least 3 cells are needed, one for each resolution"
     uneven = f"width {width}: must be even, at least 2, e.g. {max(2, width + 1)}"
@@ -93,17 +103,16 @@ def plan_backbone(width: int, depth: int, stem: StemName, concatenated: int = 4)
     before_last, last = Stem.outputs(stem, width)
     reductions = (depth // 3, 2 * depth // 3)
     cells: list[CellSpec] = []
+    outputs: list[FeatureInfo] = []
     for index in range(depth):
         kind = "reduce" if index in reductions else "normal"
         width_here = width * 2 ** sum(index >= r for r in reductions)
         spec = CellSpec(kind, width_here, (before_last, last))
         cells.append(spec)
-        before_last, last = last, FeatureInfo(concatenated * width_here, spec.stride_out)
+        before_last, last = last, FeatureInfo(concatenated[kind] * width_here, spec.stride_out)
+        outputs.append(last)
     taps = (reductions[0] - 1, reductions[1] - 1, depth - 1)
-    features = tuple(
-        FeatureInfo(concatenated * cells[tap].width, cells[tap].stride_out) for tap in taps
-    )
-    return BackbonePlan(stem, width, tuple(cells), taps, features)
+    return BackbonePlan(stem, width, tuple(cells), taps, tuple(outputs))
 
 
 def check_side(side: int, stride: int) -> None:
@@ -170,6 +179,16 @@ class CellState(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """The state as one map (B, C, H, W), 0 at hidden sites under sparse masking."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseState(CellState):
+    """One map (B, C, H, W)."""
+
+    features: Tensor
+
+    def dense(self) -> Tensor:
+        return self.features
 
 
 class Backbone(nn.Module):

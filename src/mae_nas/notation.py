@@ -6,7 +6,7 @@ Nothing is evaluated, and only the notation is checked here; `Genotype.from_dict
 import ast
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Cells = dict[str, object]
@@ -46,6 +46,23 @@ def parse_darts(text: str) -> Cells:
         }
         for kind in _KINDS
     }
+
+
+def darts_text(document: Mapping[str, Any]) -> str:
+    """DARTS's text of a JSON document whose nodes each have two edges, listed node by node.
+
+    Raises:
+        ValueError: of a cell that the text cannot say.
+    """
+    fields = []
+    for kind in _KINDS:
+        edges, concat = document[kind]["edges"], document[kind]["concat"]
+        targets = [edge["target"] for edge in edges]
+        if targets != [_INPUTS + place // 2 for place in range(len(edges))] or len(edges) % 2:
+            raise ValueError(f"{kind}: DARTS's text has two edges for each node; JSON fits any")
+        pairs = [(edge["primitive"], edge["source"]) for edge in edges]
+        fields.append(f"{kind}={pairs}, {kind}_concat={concat}")
+    return f"Genotype({', '.join(fields)})"
 
 
 def parse_table(table: str) -> Iterator[tuple[str, Cells]]:

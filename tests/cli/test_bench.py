@@ -13,7 +13,7 @@ Captured = pytest.CaptureFixture[str]
     ("arguments", "said"),
     [
         ([], "bench takes what is to be timed: mae-nas bench search"),
-        (["search", "width=0"], "width=0: must be a number, 1 or more"),
+        (["search", "width=0"], "width=0: must be a whole number, 1 or more"),
         (["search", "growth=yes"], "growth=yes: use true or false"),
         (["search", "format=yaml"], "format=yaml: use text or json"),
         (["search", "wdith=8"], "did you mean width?"),

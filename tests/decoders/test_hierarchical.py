@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mae_nas.backbone import FeatureInfo, plan_backbone
 from mae_nas.decoders import HierarchicalDecoder
-from mae_nas.runs.measure import count_multiply_adds, count_parameters
+from mae_nas.network.complexity import count_multiply_adds, count_parameters
 
 CIFAR = [FeatureInfo(5, 1), FeatureInfo(6, 2), FeatureInfo(7, 4)]
 IMAGENET = [FeatureInfo(5, 8), FeatureInfo(6, 16), FeatureInfo(7, 32)]

@@ -5,7 +5,7 @@ from torch.nn.functional import conv2d, conv_transpose2d, relu6
 
 from mae_nas.backbone import FeatureInfo, plan_backbone
 from mae_nas.decoders import UNetDecoder
-from mae_nas.runs.measure import count_multiply_adds, count_parameters
+from mae_nas.network.complexity import count_multiply_adds, count_parameters
 
 FEATURES = [FeatureInfo(5, 2), FeatureInfo(6, 4), FeatureInfo(7, 8)]
 

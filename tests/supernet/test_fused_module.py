@@ -8,8 +8,8 @@ import torch
 
 from mae_nas.backbone import CELL_KINDS
 from mae_nas.masking import VisibleMap
+from mae_nas.network.complexity import count_multiply_adds
 from mae_nas.relaxations import Mixture
-from mae_nas.runs.measure import count_multiply_adds
 from mae_nas.spaces import S0, S1, S2, SearchSpace
 from mae_nas.spaces.primitives import Zero
 from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize, sites

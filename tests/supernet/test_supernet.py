@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from mae_nas.backbone import CellState
 from mae_nas.masking import VisibleMap
+from mae_nas.network.complexity import count_multiply_adds, count_parameters
 from mae_nas.relaxations import DARTS
-from mae_nas.runs.measure import count_multiply_adds, count_parameters
 from mae_nas.spaces import S0, S1, S2, S3, S4, SearchSpace
 from mae_nas.supernet import ReferenceCell, Supernet, SupernetSize
 

@@ -1,5 +1,6 @@
 """The arguments of commands that are not configuration alone: a folder, options, overrides."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,3 +59,21 @@ def read_arguments(
         near = suggest(found["format"], ["text", "json"])
         raise ValueError(f"format={found['format']}: use text or json{near}")
     return Arguments(tuple(places), found, tuple(others))
+
+
+def whole_number(key: str, text: str) -> int:
+    """KEY=TEXT as a whole number, 1 or more; ValueError in one line."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**9):
+        raise ValueError(f"{key}={text}: must be a whole number, 1 or more")
+    return int(text)
+
+
+def decimal_number(key: str, text: str) -> float:
+    """KEY=TEXT as a positive number; ValueError in one line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"{key}={text}: must be a number above 0")
+    return value

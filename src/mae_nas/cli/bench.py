@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mae_nas.cli.arguments import read_arguments
+from mae_nas.cli.arguments import read_arguments, whole_number
 
 USAGE = """\
 mae-nas bench search [KEY=VALUE ...]
@@ -35,7 +35,7 @@ def bench(arguments: Sequence[str]) -> str:
     ]
     defaults |= {"format": "text", "record": "", "growth": "false"}
     options = read_arguments("bench", plain, defaults).options
-    numbers = {key: _number(key, options[key]) for key in _NUMBERS}
+    numbers = {key: whole_number(key, options[key]) for key in _NUMBERS}
     if options["growth"] not in ("true", "false"):
         raise ValueError(f"growth={options['growth']}: use true or false")
     record = Path(options["record"]) if options["record"] else None
@@ -100,9 +100,3 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
             for row in rows
         ]
     )
-
-
-def _number(key: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{key}={text}: must be a number, 1 or more")
-    return int(text)

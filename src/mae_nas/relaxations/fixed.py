@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mae_nas.backbone import CELL_KINDS
 from mae_nas.genotype import Genotype, read_genotype
-from mae_nas.randomness import Purpose, derive_key
 from mae_nas.relaxations.base import Mixture, Relaxation
 from mae_nas.spaces import SearchSpace
-from mae_nas.spaces.derivation import derive
+from mae_nas.spaces.derivation import random_genotype
 from mae_nas.spaces.primitives import PRIMITIVES, Primitive
 
 _RANDOM, _NONE = "random:", "none"
@@ -83,5 +80,4 @@ def _genotype(text: str, space: SearchSpace) -> Genotype:
     seed = text.removeprefix(_RANDOM)
     if not (seed.isascii() and seed.isdigit()):
         raise ValueError(f"genotype: {text[:100]!r}: needs a whole number, e.g. random:0")
-    generator = np.random.default_rng(derive_key(Purpose.GENOTYPE, int(seed)) % 2**63)
-    return derive({k: generator.standard_normal(space.shape(k)) for k in CELL_KINDS}, space)[0]
+    return random_genotype(space, int(seed))

@@ -26,9 +26,9 @@ from mae_nas.backbone import CellState
 from mae_nas.batch import Batch
 from mae_nas.decoders import HierarchicalDecoder
 from mae_nas.masking import Masking, VisibleMap
+from mae_nas.network.complexity import count_multiply_adds, kept_bytes
 from mae_nas.objectives import Reconstruction
 from mae_nas.relaxations import DARTS, Mixture
-from mae_nas.runs.measure import count_multiply_adds
 from mae_nas.search.module import frozen
 from mae_nas.search.optimizers import make_fused
 from mae_nas.spaces import S0
@@ -251,22 +251,10 @@ class _NaiveSupernet(Supernet):
 
 
 def _row(name: str, step: _Step) -> dict[str, Any]:
-    held: dict[int, int] = {}
-    known = {w.untyped_storage().data_ptr() for w in (*step.weights, *step.alphas)}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = step.loss()
-    del loss
+    saved = kept_bytes(step.loss, [*step.weights, *step.alphas]) / 1e6
     with _Operations() as counted:
         step()
     backend = step.supernet.implementation
-    saved = sum(held.values()) / 1e6
     return {"name": name, "saved_mb": saved, "operations": counted.count, "backend": backend}
 
 

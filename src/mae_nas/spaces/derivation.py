@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_nas.backbone import CELL_KINDS
 from mae_nas.genotype import CellGenotype, Edge, Genotype
+from mae_nas.randomness import Purpose, derive_key
 from mae_nas.spaces import SearchSpace
 
 
@@ -64,3 +66,10 @@ def derive(
         cells[kind] = CellGenotype(edges, space.concat, space.inputs)
         totals[kind] = float(choice.strength[0, kept].sum())
     return Genotype(**cells), totals
+
+
+def random_genotype(space: SearchSpace, seed: int) -> Genotype:
+    """The cells that noise derives: by DARTS's rule, each edge and candidate as likely."""
+    generator = np.random.default_rng(derive_key(Purpose.GENOTYPE, seed) % 2**63)
+    noise = {kind: generator.standard_normal(space.shape(kind)) for kind in CELL_KINDS}
+    return derive(noise, space)[0]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mae_nas.backbone import CellSpec
 from mae_nas.masking import BatchNorm, visible_average_pool, visible_max_pool
 
 
@@ -76,6 +77,13 @@ class FactorizedReduce(Primitive):
         # below eight channels (channels-last float32, seen with torch 2.14 on a CPU).
         even, odd = self.even(x[:, :, ::2, ::2]), self.odd(x[:, :, 1::2, 1::2])
         return self.norm(torch.cat([even, odd], dim=1), after)
+
+
+def preprocessors(spec: CellSpec) -> tuple[Primitive, Primitive]:
+    """What brings a cell's two inputs to its width, and the first to the second's resolution."""
+    before_last, last = spec.inputs
+    first = ReLUConvBN if before_last.stride == last.stride else FactorizedReduce
+    return first(before_last.channels, spec.width), ReLUConvBN(last.channels, spec.width)
 
 
 class Skip(Primitive):
@@ -148,6 +156,24 @@ class SepConv(Primitive):
         return self.second(self.first(x, before, after), after, after)
 
 
+class ConvPair(Primitive):
+    """ReLU, convolutions 1×7 and 7×1, BatchNorm: an operation of AmoebaNet-A's cells."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.row = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
+        self.column = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
+        self.norm = BatchNorm(channels, affine=False)
+
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        x = self.row(x.relu())
+        if before is not None:  # between the two, at the resolution that the first leaves
+            seen = before.unflatten(3, (-1, self.stride)).any(4)
+            x = x.where(seen, 0.0)
+        return self.norm(self.column(x), after)
+
+
 class Noise(Primitive):
     """Standard normal noise in place of the input: S4's bait for a search (RobustDARTS, Sec. 3)."""
 
@@ -171,6 +197,9 @@ PRIMITIVES: Mapping[str, Callable[[int, int], Primitive]] = {
     "sep_conv_5x5": lambda channels, stride: SepConv(channels, 5, stride),
     "dil_conv_3x3": lambda channels, stride: DepthwiseSeparable(channels, 3, stride, dilation=2),
     "dil_conv_5x5": lambda channels, stride: DepthwiseSeparable(channels, 5, stride, dilation=2),
+    "sep_conv_7x7": lambda channels, stride: SepConv(channels, 7, stride),
+    "conv_7x1_1x7": ConvPair,
     "noise": lambda _channels, stride: Noise(stride),
 }
-"""Name -> maker(channels, stride)."""
+"""Name -> maker(channels, stride). `sep_conv_7x7` and `conv_7x1_1x7` are of NASNet-A's and
+AmoebaNet-A's cells alone; `noise` is S4's."""

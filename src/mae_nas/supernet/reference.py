@@ -1,28 +1,17 @@
 """The supernet's maths, edge by edge, written to be read: every faster cell must equal this one."""
 
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
 import torch
 from torch import Tensor, nn
 
-from mae_nas.backbone import CellSpec, CellState
+from mae_nas.backbone import CellSpec, CellState, DenseState
 from mae_nas.masking import VisibleMap
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
-from mae_nas.spaces.primitives import FactorizedReduce, Primitive, ReLUConvBN
+from mae_nas.spaces.primitives import Primitive, preprocessors
 from mae_nas.supernet.cell import SearchCell
-
-
-@dataclass(frozen=True, slots=True)
-class DenseState(CellState):
-    """One map (B, C, H, W)."""
-
-    features: Tensor
-
-    def dense(self) -> Tensor:
-        return self.features
 
 
 class MixedOp(nn.Module):
@@ -54,11 +43,7 @@ class ReferenceCell(SearchCell):
 
     def __init__(self, space: SearchSpace, spec: CellSpec) -> None:
         super().__init__(space, spec)
-        before_last, last = spec.inputs
-        shrinks = before_last.stride != last.stride
-        preprocess = FactorizedReduce if shrinks else ReLUConvBN
-        self.preprocess0 = preprocess(before_last.channels, spec.width)
-        self.preprocess1 = ReLUConvBN(last.channels, spec.width)
+        self.preprocess0, self.preprocess1 = preprocessors(spec)
         self.edges = nn.ModuleList(
             MixedOp({name: space.make(name, spec.width, self._stride(source)) for name in names})
             for (source, _), names in zip(space.edges, space.primitives(spec.kind), strict=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mae_nas.backbone import (
+    CELL_KINDS,
     Backbone,
     BackbonePlan,
     CellState,
@@ -43,7 +44,8 @@ class SupernetSize:
         Without a side, only width and depth are judged.
         """
         stem = stem_for(side or 32) if self.stem == "auto" else self.stem
-        plan = plan_backbone(self.width, self.depth, stem, len(space.concat))
+        concatenated = {kind: len(space.concat) for kind in CELL_KINDS}
+        plan = plan_backbone(self.width, self.depth, stem, concatenated)
         if side is not None:
             check_side(side, plan.features[-1].stride)
         return plan

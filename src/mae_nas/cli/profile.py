@@ -1,0 +1,235 @@
+"""`mae-nas profile`: what the networks of genotypes cost, and how fast they are here."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
+from mae_nas.cli.library import presets
+from mae_nas.cli.spelling import suggest
+from mae_nas.genotype import PUBLISHED, Genotype, read_genotype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mae_nas.network.complexity import Complexity, Place
+
+USAGE = """\
+mae-nas profile genotype=FILE|RUN|NAME|TEXT [genotype=...] [network=cifar] [KEY=VALUE ...]
+
+What a genotype's network costs, and how fast it is on this device beside networks of timm. Several
+genotypes (genotype=A,B or one argument each) make a table.
+  network=cifar|cifar_small|small|imagenet
+                          or network.width=36 network.depth=20 network.stem=cifar
+                          network.auxiliary=true
+  classes= side= channels=3   of the images; by default those of CIFAR-10 or ImageNet
+  max_macs=600            the widest network of at most so many M multiply-adds
+  conventions=all         the other ways of counting multiply-adds that papers use
+  speed=true|false        latency and throughput, memory of training
+  beside=resnet18,mobilenetv3_large_100   models of timm; beside= is none
+  batch=64 threads=1 device=auto|cpu|cuda seconds=1   how it is timed
+  format=text|json        one genotype: an object, the models of timm in `beside`; several: a list
+Parameters are without the auxiliary head, multiply-adds those of convolutions and linear layers
+for one image, memory what training keeps for the gradients.
+"""
+
+_SIZES = ("width", "depth", "stem", "auxiliary")
+_DEFAULTS = {"network": "cifar", **{f"network.{key}": "" for key in _SIZES}}
+_DEFAULTS |= {"classes": "", "side": "", "channels": "3", "max_macs": "", "conventions": "macs"}
+_DEFAULTS |= {"speed": "true", "beside": "resnet18,mobilenetv3_large_100", "batch": "64"}
+_DEFAULTS |= {"threads": "1", "device": "auto", "seconds": "1", "format": "text"}
+_IMAGES = {"cifar": (32, 10), "small": (64, 10), "imagenet": (224, 1000)}  # side, classes
+_CHOICES = {
+    "conventions": ("macs", "all"),
+    "speed": ("true", "false"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+def profile(arguments: Sequence[str]) -> str:
+    """The table, or JSON: an object with others `beside`, of several genotypes a list of all."""
+    named = [word for word in arguments if word.startswith("genotype=")]
+    others = [word for word in arguments if not word.startswith("genotype=")]
+    options = dict(read_arguments("profile", others, {**_DEFAULTS, "genotype": ""}).options)
+    for key, allowed in _CHOICES.items():
+        if options[key] not in allowed:
+            raise ValueError(f"{key}={options[key]}: use {' or '.join(allowed)}")
+    genotypes = dict(_genotypes([word.partition("=")[2] for word in named]))
+    if not genotypes:
+        raise ValueError("genotype: needed, e.g. mae-nas profile genotype=DARTS_V2")
+    place = _place(options)
+    rows = _rows(genotypes, place, options)
+    if options["format"] == "json":
+        found = rows if len(genotypes) > 1 else {**rows[0], "beside": rows[1:]}
+        return json.dumps(found, indent=1)
+    return "\n".join(_page(rows, options))
+
+
+def _genotypes(texts: Sequence[str]) -> Iterator[tuple[str, Genotype]]:
+    """Name and genotype of each; names and files may be listed with commas."""
+    for number, text in enumerate(texts, 1):
+        if text in PUBLISHED or "(" in text or "{" in text:
+            yield text if text in PUBLISHED else f"text {number}", read_genotype(text)
+        else:
+            for name in text.removeprefix("[").removesuffix("]").split(","):
+                yield name.strip(), read_genotype(name.strip())
+
+
+def _place(options: Mapping[str, str]) -> "Place":
+    """Where the networks stand; ValueError in one line."""
+    known = presets("network")
+    if options["network"] not in known:
+        near = suggest(options["network"], known)
+        raise ValueError(f"network={options['network']}: use {', '.join(known)}{near}")
+    values = known[options["network"]]
+    for key in ("width", "depth"):
+        if given := options[f"network.{key}"]:
+            values[key] = whole_number(f"network.{key}", given)
+    values["stem"] = options["network.stem"] or values["stem"]
+    if options["network.auxiliary"] not in ("", "true", "false"):
+        raise ValueError(f"network.auxiliary={options['network.auxiliary']}: use true or false")
+    if options["network.auxiliary"]:
+        values["auxiliary"] = options["network.auxiliary"] == "true"
+    from mae_nas.network import NetworkSize  # torch, seconds
+    from mae_nas.network.complexity import Place
+
+    size = NetworkSize(**values)
+    numbers = {
+        key: whole_number(key, options[key]) if options[key] else default
+        for key, default in zip(("side", "classes"), _IMAGES[size.stem], strict=True)
+    }
+    return Place(size, channels=whole_number("channels", options["channels"]), **numbers)
+
+
+def _rows(
+    genotypes: Mapping[str, Genotype], place: "Place", options: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One for each genotype, then one for each model of timm."""
+    from mae_nas.network.complexity import complexity_of, measure_complexity, widest
+    from mae_nas.network.peers import check_known, timm_network
+
+    most = options["max_macs"]
+    makers: dict[str, Callable[[], nn.Module]] = {}
+    rows: list[dict[str, Any]] = []
+    for name, genotype in genotypes.items():
+        here = widest(genotype, place, 1e6 * _million(most)) if most else place
+        costs = measure_complexity(genotype, here)
+        rows.append({"name": name, "network": asdict(here.size), **_costs(costs, options)})
+        makers[name] = partial(here.network, genotype)
+    images = {"side": place.side, "channels": place.channels, "classes": place.classes}
+    if options["speed"] == "true":
+        for name in filter(None, options["beside"].split(",")):
+            check_known(name)
+            maker = partial(timm_network, name, place.channels, place.classes)
+            costs = complexity_of(maker, place.channels, place.side)
+            rows.append({"name": name, "network": None, **_costs(costs, options)})
+            makers[name] = maker
+        for row, speed in zip(rows, _speeds(makers, place, options), strict=True):
+            row |= speed
+    return [row | images for row in rows]
+
+
+def _costs(costs: "Complexity", options: Mapping[str, str]) -> dict[str, Any]:
+    found = asdict(costs)
+    conventions = found.pop("conventions")
+    return found | ({"conventions": conventions} if options["conventions"] == "all" else {})
+
+
+def _speeds(
+    makers: Mapping[str, "Callable[[], nn.Module]"], place: "Place", options: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Latency at one image, throughput at many, and memory of training, in the makers' order."""
+    import torch
+
+    from mae_nas.network.complexity import kept_bytes
+    from mae_nas.network.latency import time_networks
+    from mae_nas.runs.records import describe_device
+
+    device = _device(options["device"])
+    torch.set_num_threads(whole_number("threads", options["threads"]))
+    seconds, batch = (
+        decimal_number("seconds", options["seconds"]),
+        whole_number("batch", options["batch"]),
+    )
+    networks = {name: make().to(device).eval() for name, make in makers.items()}
+    timed = []
+    for images in (1, batch):
+        shape = images, place.channels, place.side, place.side
+        timed.append(time_networks(networks, torch.randn(shape, device=device), seconds))
+    two = torch.randn(2, place.channels, place.side, place.side, device=device)
+    for name, network in networks.items():
+        network.train()
+        kept = kept_bytes(partial(network, two), network.parameters()) // 2
+        one, many = timed[0][name], timed[1][name]
+        yield {
+            "kept_bytes_per_image": kept,
+            "latency_ms": {k: 1e3 * getattr(one, k) for k in ("low", "median", "high")},
+            "images_per_second": {
+                "low": batch / many.high,
+                "median": batch / many.median,
+                "high": batch / many.low,
+            },
+            "batch": batch,
+            "rounds": [one.rounds, many.rounds],
+            "device": describe_device(device),
+        }
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch finds no CUDA device here; use device=cpu")
+    is_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if is_cuda else "cpu")
+
+
+def _million(text: str) -> float:
+    value = decimal_number("max_macs", text)
+    if value > 1e5:
+        raise ValueError(f"max_macs={text}: is in millions, e.g. 600")
+    return value
+
+
+def _page(rows: Sequence[Mapping[str, Any]], options: Mapping[str, str]) -> Iterator[str]:
+    from mae_nas.network.complexity import CONVENTIONS
+    from mae_nas.runs.listing import columns
+
+    def digits(value: float) -> str:
+        return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+    def spread(values: Mapping[str, float]) -> str:
+        low, median, high = (digits(values[key]) for key in ("low", "median", "high"))
+        return f"{median} ({low} to {high})"
+
+    def row(facts: Mapping[str, Any]) -> dict[str, object]:
+        size = facts["network"]
+        said: dict[str, object] = {
+            "name": facts["name"],
+            "C, cells": f"{size['width']}, {size['depth']}" if size else "timm",
+            "params M": f"{facts['params'] / 1e6:.4f}",
+            "with aux": f"{facts['params_with_aux'] / 1e6:.4f}" if size else "",
+            "macs M": f"{facts['macs'] / 1e6:.2f}",
+        }
+        conventions = facts.get("conventions", {})
+        said |= {name: f"{value / 1e6:.2f}" for name, value in conventions.items()}
+        if "latency_ms" in facts:
+            said |= {
+                "ms, 1 image": spread(facts["latency_ms"]),
+                f"images/s, {facts['batch']}": spread(facts["images_per_second"]),
+                "kept MB/image": f"{facts['kept_bytes_per_image'] / 1e6:.1f}",
+            }
+        return said
+
+    first = rows[0]
+    yield columns([row(facts) for facts in rows])
+    yield "images of {side} × {side}, channels {channels}, classes {classes}".format(**first)
+    if options["conventions"] == "all":
+        yield from (f"{name}: {text}" for name, text in CONVENTIONS.items())
+    if "device" in first:
+        device = first["device"]
+        threads = f", threads {device['threads']}" if "threads" in device else ""
+        yield f"on {device['name']}{threads}, float32; medians and quartiles"
