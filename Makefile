@@ -8,6 +8,7 @@ export MAE_NAS_DATA
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow check lint-conf bench \
 	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size \
+	train-cifar10 train-imagenet \
 	table3 table3-factors table2 figure2 report
 
 help: ## list the targets
@@ -23,8 +24,11 @@ $(VENV)/installed: pyproject.toml
 	@du -sh $(VENV)
 	@touch $@
 
-demo: install ## search on the embedded digits: two minutes on a laptop, ends with a drawn cell
-	$(BIN)/mae-nas search experiment=demo
+DEMO := runs/demo/$(shell date +%Y-%m-%d_%H-%M-%S)
+demo: install ## digits: search a cell, train its network, export it: three minutes on a laptop
+	$(BIN)/mae-nas search experiment=demo hydra.run.dir=$(DEMO)/search
+	$(BIN)/mae-nas train genotype=$(DEMO)/search network=tiny recipe=quick name=demo efficiency.threads=1 hydra.run.dir=$(DEMO)/network
+	$(BIN)/mae-nas export checkpoint=$(DEMO)/network format=onnx
 
 test: install ## the default tests: CPU, no network, under six minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not gpu'
@@ -73,6 +77,19 @@ search-cifar100: install ## the same search on CIFAR-100
 
 search-imagenet: install ## search on ImageNet (PRESET=unnas|pcdarts)
 	$(SEARCH) experiment=imagenet_$(PRESET) resume=auto hydra.run.dir=runs/imagenet-$(PRESET)-$(SCALE) $(ARGS)
+
+# Training: smoke tries the way, small is minutes to hours on a CPU, full the protocol of DARTS.
+GENOTYPE ?= DARTS_V2
+TRAIN_smoke := network=tiny recipe=quick trainer.max_steps=40
+TRAIN_small := network=tiny network.width=16 recipe=quick
+TRAIN_LEFT_OUT = $(if $(filter full,$(SCALE)),,'left_out=["$(TRAIN_$(SCALE)), not the published network and recipe"]')
+TRAIN = $(BIN)/mae-nas train genotype=$(GENOTYPE) resume=auto $(TRAIN_LEFT_OUT)
+
+train-cifar10: install ## the network of a genotype on CIFAR-10 (GENOTYPE=NAME or a run folder, SCALE=)
+	$(TRAIN) data=cifar10 $(or $(TRAIN_$(SCALE)),network=cifar recipe=cifar) hydra.run.dir=runs/train-cifar10-$(notdir $(GENOTYPE))-$(SCALE) $(ARGS)
+
+train-imagenet: install ## the same on ImageNet
+	$(TRAIN) data=imagenet $(or $(TRAIN_$(SCALE)),network=imagenet recipe=imagenet) hydra.run.dir=runs/train-imagenet-$(notdir $(GENOTYPE))-$(SCALE) $(ARGS)
 
 sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both decoders (PARALLEL=jobs at once)
 	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim $(call LEFT_OUT,RATIOS) hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)

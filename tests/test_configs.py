@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from mae_nas.cli import codes
 from mae_nas.cli.assemble import Maker, assemble
 from mae_nas.cli.build import FACTS, import_target
-from mae_nas.cli.check import check
+from mae_nas.cli.check import SEARCH, check
 from mae_nas.cli.compose import OPTIONAL, compose
 from mae_nas.cli.library import conf_dir
+from mae_nas.cli.train import LAYOUT as TRAIN
 from mae_nas.keys import leaves
 from mae_nas.runs.sweeps import COLUMNS
 
@@ -24,9 +25,13 @@ NEEDED = {
     "data=folder": ["data.root=/images"],
     "relaxation=fixed": ["genotype=DARTS_V2"],
 }  # what a user must give besides the option
+OF_TRAIN = ("network", "recipe")  # groups of `mae-nas train` alone
 LAUNCHER = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hydra/launcher/mae_nas.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 OPTIONS = [f"{path.parent}={path.stem}" for path in FILES if path.stem != "custom"]
+SHARED = [option for option in OPTIONS if option.startswith(("data=", "trainer=", "logger="))]
+SEARCHED = [option for option in OPTIONS if not option.startswith(OF_TRAIN)]
+TRAINED = [option for option in OPTIONS if option.startswith(OF_TRAIN)]
 
 
 def nodes(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -37,12 +42,21 @@ def nodes(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str,
             yield from nodes(value, f"{path}{key}.")
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_fits_its_constructors(option: str) -> None:
-    config = compose([option, *NEEDED.get(option, [])]).config
-    check(config)
+def test_every_group_is_of_a_command() -> None:
+    assert len(SEARCHED) + len(TRAINED) == len(OPTIONS) > 40
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("search", option) for option in SEARCHED]
+    + [("train", option) for option in [*TRAINED, *SHARED]],
+)
+def test_every_option_composes_and_fits_its_constructors(command: str, option: str) -> None:
+    needed = ["genotype=DARTS_V2"] if command == "train" else []
+    config = compose([option, *needed, *NEEDED.get(option, [])], command=command).config
+    check(config, layout=TRAIN if command == "train" else SEARCH)
     for path, node in nodes(config):
-        if path.endswith("_optimizer"):
+        if path.endswith("optimizer"):
             continue  # torch's own: names and types are checked, completeness is not ours
         parameters = inspect.signature(import_target(node["_target_"])).parameters
         given = set(node) - {"_target_"}
@@ -80,7 +94,7 @@ def test_every_option_that_needs_the_datas_shape_is_built(option: str) -> None:
 
 def test_every_plug_in_group_takes_a_class_of_the_users() -> None:
     custom = {str(path.parent) for path in FILES if path.stem == "custom"}
-    assert custom == {str(path.parent) for path in FILES} - set(OPTIONAL)
+    assert custom == {str(path.parent) for path in FILES} - {*OPTIONAL, *OF_TRAIN}
     for group in custom:
         config = compose([f"{group}=custom", f"{group}._target_=mine.Mine", f"{group}.x=1"]).config
         assert config[group] == {"_target_": "mine.Mine", "x": 1}
@@ -95,6 +109,9 @@ def test_public_names_are_frozen() -> None:
     """Scripts rely on these: add names to the golden file, and remove none without deprecation."""
     names: dict[str, object] = {
         "keys": sorted(key for key, _ in leaves(compose([]).config)),
+        "train_keys": sorted(
+            key for key, _ in leaves(compose(["genotype=DARTS_V2"], command="train").config)
+        ),
         "options": sorted(f"{path.parent}={path.stem}" for path in FILES),
         "option_keys": {
             str(path.with_suffix("")): sorted(

@@ -11,7 +11,7 @@ import mae_nas
 ROOT = Path(mae_nas.__file__).parent
 ROOMS = ("", "spaces", "relaxations", "supernet", "decoders", "objectives", "data", "search")
 ROOMS += ("network", "runs", "cli")  # a room imports from those before it; "" is the hall
-LIGHTNING = {"data/pipeline.py", "search/module.py"}
+LIGHTNING = {"stepping.py", "data/pipeline.py"}
 LIGHTNING |= {f"runs/{name}.py" for name in ("trainer", "checkpoint", "callbacks", "measure")}
 LIGHTNING |= {f"runs/{name}.py" for name in ("progress", "watch")}
 FILES = {path.relative_to(ROOT).as_posix(): path for path in ROOT.rglob("*.py")}
@@ -42,7 +42,7 @@ def test_imports_point_one_way(name: str) -> None:
     for imported, line in imports(FILES[name]):
         package, *parts = imported.split(".")
         other = parts[0] if package == "mae_nas" and parts and parts[0] in ROOMS else ""
-        is_front = own == "" and name == "__main__.py"
+        is_front = name in ("__main__.py", "timm.py")
         assert is_front or ROOMS.index(other) <= ROOMS.index(own), f"{name}:{line}: {imported}"
 
 
@@ -50,7 +50,8 @@ def test_imports_point_one_way(name: str) -> None:
 def test_frameworks_stay_where_they_belong(name: str) -> None:
     packages = {imported.split(".")[0] for imported, _ in imports(FILES[name])}
     in_cli = room_of(name) == "cli"
-    assert not packages & {"timm", "pytorch_lightning"}
+    assert "pytorch_lightning" not in packages
+    assert "timm" not in packages or name in ("timm.py", "network/peers.py", "network/export.py")
     assert not packages & {"hydra", "omegaconf"} or in_cli
     assert "lightning" not in packages or in_cli or name in LIGHTNING
 

@@ -31,6 +31,11 @@ class Purpose(IntEnum):
     FLIP = 8
     CHANCE = 9
     GENOTYPE = 10
+    CUTOUT_ROW = 11
+    CUTOUT_COLUMN = 12
+    DROP_PATH = 13
+    MIX = 14
+    TEST_SPLIT = 15
 
 
 def _signed(word: int) -> int:

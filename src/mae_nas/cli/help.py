@@ -9,9 +9,14 @@ mae-nas: label-free architecture search by masked image reconstruction
 
   mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
   mae-nas search -m KEY=A,B ...      a sweep: a search for each value
+  mae-nas train genotype=...         a network of its cells, trained on images with labels
+  mae-nas test checkpoint=RUN        how accurate it is on test images
+  mae-nas export checkpoint=RUN      the trained network as a file: safetensors, timm, ONNX, torch
   mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas report FOLDER...           runs or sweeps as one page
   mae-nas draw genotype=...          a picture of a genotype
+  mae-nas profile genotype=...       what its network costs, and how fast it is here
+  mae-nas sample                     random cells of a space
   mae-nas inspect FOLDER             what a folder of images holds, and how to search on it
   mae-nas bench search               how fast a step is, in several ways side by side
   mae-nas COMMAND --help             more about a command
@@ -68,9 +73,49 @@ Exit codes: 0 done, 1 failed, 2 configuration, 3 stopped by the collapse verdict
 """
 
 
-def search_help() -> str:
+_TRAIN_KEYS = {
+    "genotype": "of the network: file, run folder of a search, name (DARTS_V2), DARTS's text",
+    "network.width": "channels of the first cells",
+    "network.depth": "cells, at least 3",
+    "recipe.optimizer.lr": "learning rate at the start",
+    "recipe.validates": "true: judge by held-out training images until the end",
+    "data.root": "folder of images (data=folder, cifar10, cifar100, imagenet)",
+    "data.batch_size": "images of a step, on all devices together",
+    "seed": "",
+    "resume": "null: new run | auto: newest unfinished | PATH of a run",
+    "trainer.max_epochs": "length of the schedule",
+    "trainer.max_steps": "stop early; schedules stay",
+    "trainer.precision": "auto (half on CUDA) | 32-true | 64-true | bf16-mixed | 16-mixed",
+    RUN_DIR: "the run folder",
+}
+
+_TRAIN_USAGE = """\
+mae-nas train genotype=... [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
+
+Train the network of a genotype on images with labels. Every other key has a default.
+
+Groups (GROUP=OPTION; the default is marked *):
+{groups}
+
+Common keys (KEY=VALUE):
+{keys}
+  All keys: mae-nas train genotype=DARTS_V2 --cfg job
+
+Examples:
+  mae-nas train genotype=DARTS_V2 network=tiny recipe=quick
+  mae-nas train genotype=runs/search/... network=cifar data=cifar10 data.root=/data
+  mae-nas train genotype=PDARTS network=small data=folder data.root=/images/train data.side=96
+
+Exit codes: 0 done, 1 failed, 2 configuration, 75 run it again, 130 Ctrl-C.
+"""
+
+_HELP = {"search": (_USAGE, _KEYS), "train": (_TRAIN_USAGE, _TRAIN_KEYS)}
+
+
+def command_help(command: str) -> str:
     """Groups with their options, common keys with their defaults, examples."""
-    with open_library() as library:
+    usage, meanings = _HELP[command]
+    with open_library(command) as library:
         groups = library.groups()
         tree = library.compose([])
         plain, chosen = unresolved(tree), tree.hydra.runtime.choices
@@ -78,9 +123,9 @@ def search_help() -> str:
     for group, options in groups.items():
         marked = [f"{o}*" if o == chosen.get(group) else o for o in options]
         lines.append(f"  {group:<11} {', '.join(marked)}")
-    for key, meaning in _KEYS.items():
+    for key, meaning in meanings.items():
         value = find(plain, key)
         shown = "null" if value is None else value
         pair = f"{key}=" if value is ABSENT else f"{key}={shown}"
         keys.append(f"  {pair:<32} {meaning}".rstrip())
-    return _USAGE.format(groups="\n".join(lines), keys="\n".join(keys))
+    return usage.format(groups="\n".join(lines), keys="\n".join(keys))

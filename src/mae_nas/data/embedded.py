@@ -27,7 +27,8 @@ class Digits(ImageSource):
         scans, labels = load_digits(return_X_y=True)
         images = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
         names = [f"{i:04d}" for i in range(len(images))]
-        return store_of_arrays(images, names, self.known_side() or 32, labels.astype(np.int64))
+        side, classes = self.known_side() or 32, [str(digit) for digit in range(10)]
+        return store_of_arrays(images, names, side, labels.astype(np.int64), classes)
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """Data sets in folders of the user's: any images, ImageNet, CIFAR-10 and CIFAR-100."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,6 +14,7 @@ from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.store import ImageStore
 
 _PLACES = ("imagenet/train", "imagenet-sample/train", "train", ".")
+_TEST_PLACES = ("imagenet/val", "imagenet-sample/val", "val")
 
 
 @dataclass(kw_only=True)
@@ -25,11 +26,13 @@ class Folder(ImageSource):
 
     Args:
         root: the folder.
+        test: a folder of test images in class folders, for training; a search never sees it.
         channels: `auto` is 1 if all images are grey, 3 for pictures, N for stacks of N.
         cache: folder for decoded images; `auto` is the user's cache folder, None is memory.
     """
 
     root: str
+    test: str | None = None
     channels: int | Literal["auto"] = "auto"
     cache: str | None = "auto"
     flip: bool = False
@@ -44,7 +47,20 @@ class Folder(ImageSource):
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
         root = Path(self.root).expanduser()
-        return load_files(root, self.side, self.channels, self.cache, on_progress)
+        store = load_files(root, self.side, self.channels, self.cache, on_progress)
+        is_nested = all("/" in name for name in store.files)
+        return store.labelled_by_folder() if is_nested else store
+
+    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:
+        if self.test is None:
+            return None
+        if self.side == "auto" or self.channels == "auto":
+            raise ValueError(
+                "data.test: needs data.side and data.channels, which both folders must have alike"
+            )
+        root = Path(self.test).expanduser()
+        store = load_files(root, self.side, self.channels, self.cache, on_progress)
+        return store.labelled_by_folder()
 
 
 @dataclass(kw_only=True)
@@ -53,7 +69,8 @@ class ImageNet(ImageSource):
 
     Args:
         root: holds `imagenet/train/CLASS/FILE`, `imagenet-sample/train/…`, `train/…` or the class
-            folders themselves; the first that exists is used.
+            folders themselves; the first that exists is used. Test images lie in `val` beside
+            `train`.
         fraction: of each class, in (0, 1].
         cache: folder for decoded image files; `auto` is the user's cache folder, None is memory.
     """
@@ -71,16 +88,29 @@ class ImageNet(ImageSource):
             yield f"data.fraction: {self.fraction} is not in (0, 1]"
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        root, side = Path(self.root).expanduser(), self.known_side() or 224
+        root = Path(self.root).expanduser()
         check_folder(root)
-        for folder in (root / place for place in _PLACES):
-            classes = subfolders(folder)
-            if classes and all(_holds_images(folder) for folder in classes):
-                store = load_files(folder, side, 3, self.cache, on_progress, self.fraction)
-                return store.labelled_by_folder()
+        store = self._first(root, _PLACES, self.fraction, on_progress)
+        if store is not None:
+            return store
         raise FileNotFoundError(
             f"data.root: no class folders of images in {root}: looked in {', '.join(_PLACES)}"
         )
+
+    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:
+        return self._first(Path(self.root).expanduser(), _TEST_PLACES, 1.0, on_progress)
+
+    def _first(
+        self, root: Path, places: Sequence[str], fraction: float, on_progress: Progress | None
+    ) -> ImageStore | None:
+        """Of the first place that holds class folders of images."""
+        for folder in (root / place for place in places):
+            classes = subfolders(folder)
+            if classes and all(_holds_images(folder) for folder in classes):
+                side = self.known_side() or 224
+                store = load_files(folder, side, 3, self.cache, on_progress, fraction)
+                return store.labelled_by_folder()
+        return None
 
 
 def _holds_images(folder: Path) -> bool:
@@ -110,17 +140,12 @@ class Cifar(ImageSource):
     classes: ClassVar[int]
 
     def load(self, on_progress: Progress | None = None) -> ImageStore:
-        root, side = Path(self.root).expanduser(), self.known_side() or 32
-        places = (root, root / self.name)
-        for place in places:
-            if (place / self.archive).is_dir():
-                return self._published(place, side, download=False)
-        for folder in [place / part for place in places for part in ("train", ".")]:
-            if len(subfolders(folder)) == self.classes:
-                store = load_files(folder, side, 3, self.cache, on_progress)
-                return store.labelled_by_folder()
+        root = Path(self.root).expanduser()
+        store = self._found(root, "train", on_progress)
+        if store is not None:
+            return store
         if self.download:
-            return self._published(root, side, download=True)
+            return self._published(root, "train", download=True)
         check_folder(root)
         raise FileNotFoundError(
             f"data.root: no {self.name} in {root}: looked for {self.archive}/ and for "
@@ -128,7 +153,23 @@ class Cifar(ImageSource):
             f"use data.download=true or another data.root"
         )
 
-    def _published(self, root: Path, side: int, download: bool) -> ImageStore:
+    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:
+        return self._found(Path(self.root).expanduser(), "test", on_progress)
+
+    def _found(self, root: Path, part: str, on_progress: Progress | None) -> ImageStore | None:
+        """The `train` or `test` images, where they lie already."""
+        places = (root, root / self.name)
+        for place in places:
+            if (place / self.archive).is_dir():
+                return self._published(place, part, download=False)
+        parts = ("train", ".") if part == "train" else (part,)
+        for folder in [place / part for place in places for part in parts]:
+            if len(subfolders(folder)) == self.classes:
+                side = self.known_side() or 32
+                return load_files(folder, side, 3, self.cache, on_progress).labelled_by_folder()
+        return None
+
+    def _published(self, root: Path, part: str, download: bool) -> ImageStore:
         from torchvision import datasets  # seconds to import
 
         read = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
@@ -136,12 +177,13 @@ class Cifar(ImageSource):
             # NumPy remarks on the age of the published pickles.
             with warnings.catch_warnings(action="ignore"):
                 # Their checksums are compared before anything is unpickled.
-                images = read(str(root), train=True, download=download)
+                images = read(str(root), train=part == "train", download=download)
         except (RuntimeError, OSError) as error:
             what = "cannot be downloaded" if download else "is damaged: delete it"
             raise OSError(f"data.root: {self.name} in {root} {what}: {error}") from error
         names = [f"{i:05d}" for i in range(len(images.data))]
-        return store_of_arrays(images.data, names, side, np.array(images.targets, np.int64))
+        side, labels = self.known_side() or 32, np.array(images.targets, np.int64)
+        return store_of_arrays(images.data, names, side, labels, images.classes)
 
 
 @dataclass(kw_only=True)

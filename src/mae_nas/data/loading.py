@@ -144,6 +144,7 @@ def store_of_arrays(
     names: Sequence[str],
     side: int,
     labels: NDArray[np.int64] | None = None,
+    classes: Sequence[str] = (),
 ) -> ImageStore:
     """A store in memory; short sides are resized to `side`.
 
@@ -152,12 +153,13 @@ def store_of_arrays(
         names: one per image.
         side: in pixels.
         labels: (N,), int64.
+        classes: their names.
     """
     resized = (
         (name, convert.resize(image, side), _digest_of(image.tobytes()))
         for name, image in zip(names, images, strict=True)
     )
-    return replace(_stack(resized, side, io.BytesIO()), labels=labels)
+    return replace(_stack(resized, side, io.BytesIO()), labels=labels, classes=classes)
 
 
 def _stack(

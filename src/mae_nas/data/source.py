@@ -66,6 +66,10 @@ class ImageSource(Checked):
         """The channels if they are known before any data is read."""
         return self.natural_channels
 
+    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:  # noqa: ARG002
+        """Test images with labels, which no search sees; None if the data set has none apart."""
+        return None
+
     @abstractmethod
     def load(self, on_progress: Progress | None = None) -> ImageStore:
         """All training images, never a test set; `store_of_arrays` makes a store of them.

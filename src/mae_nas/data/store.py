@@ -69,6 +69,7 @@ class ImageStore:
         skipped: (file, reason) of what could not be read.
         headers: what each file says of itself; none of images that were no files of their own.
         labels: class of each image; search never reads it.
+        classes: their names, by number.
         cache: the folder that `pixels` is mapped from, if it is.
 
     Shapes:
@@ -85,6 +86,7 @@ class ImageStore:
     skipped: Sequence[tuple[str, str]] = ()
     headers: Sequence[Header] = ()
     labels: NDArray[np.int64] | None = None
+    classes: Sequence[str] = ()
     cache: Path | None = None
 
     def __len__(self) -> int:
@@ -120,8 +122,10 @@ class ImageStore:
 
     def labelled_by_folder(self) -> Self:
         """The same store, whose labels are the numbers of the class folders CLASS/…/FILE."""
-        classes = [name.partition("/")[0] for name in self.files]
-        return replace(self, labels=np.unique(classes, return_inverse=True)[1].astype(np.int64))
+        names, numbers = np.unique(
+            [name.partition("/")[0] for name in self.files], return_inverse=True
+        )
+        return replace(self, labels=numbers.astype(np.int64), classes=tuple(map(str, names)))
 
 
 def map_pixels(file: str | Path, dtype: np.dtype, shape: tuple[int, int]) -> NDArray[np.generic]:

@@ -39,6 +39,7 @@ class RunFolder:
         self.config = path / "config.json"  # and the overrides it came from; written first
         self.genotype = path / "genotype.json"  # of the last reading
         self.genotypes = path / "genotypes.jsonl"  # of every reading, a line each
+        self.readings = path / "readings.jsonl"  # of a training, a line each
         self.metrics = path / "metrics.csv"  # losses and α statistics
         self.summary = path / "summary.json"  # the record, written when the run ends
         self.log = path / "train.log"  # what the terminal showed, with times
@@ -167,7 +168,7 @@ class RunFolder:
 
         Called when a run is refused after its folder was made, so that nothing is left behind.
         """
-        results = (self.genotype, self.genotypes, self.metrics, self.checkpoint)
+        results = (self.genotype, self.genotypes, self.readings, self.metrics, self.checkpoint)
         if self._made is None or any(result.exists() for result in results):
             return False
         remove_unfinished(self.path)

@@ -1,0 +1,166 @@
+"""`mae-nas export`: a trained network as a file that others can use, proved in a fresh process."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from mae_nas.cli.arguments import read_arguments, whole_number
+from mae_nas.cli.spelling import suggest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mae_nas.cli.train import TrainRun
+    from mae_nas.network.export import Description
+
+USAGE = """\
+mae-nas export checkpoint=RUN|FILE format=safetensors|onnx|torch_export|timm [output=FILE]
+
+A trained network as a file, with preprocessing and class names in it. The file is read back by a
+fresh process and compared with the network on test images; if they differ, no file is left.
+  format   safetensors    weights by name
+           timm           the same, for timm.create_model("mae_nas", config=FILE,
+                          checkpoint_path=FILE)
+           onnx           norms folded into convolutions, any batch; pip install mae-nas[export]
+           torch_export   a program of torch.export, likewise
+  output   default: network.safetensors, .onnx or .pt2 in the run folder
+  images=256   test images to compare on
+  data.root=, data.test=, data.cache=   where images lie, if elsewhere than in training
+"""
+
+TOLERANCE = 1e-4
+"""Largest difference of a score, of the largest score or of 1: rounding, by other kernels."""
+
+
+def export(arguments: Sequence[str]) -> str:
+    """Write the file, and say what was found of it."""
+    keys = ("checkpoint", "format", "output", "data.root", "data.test", "data.cache")
+    defaults = dict.fromkeys(keys, "") | {"images": "256"}
+    given = ["kind=" + word[7:] if word.startswith("format=") else word for word in arguments]
+    defaults = {("kind" if key == "format" else key): value for key, value in defaults.items()}
+    options = read_arguments("export", given, defaults).options
+    most, kind = whole_number("images", options["images"]), options["kind"]
+
+    from mae_nas.network.export import FORMATS  # torch, seconds
+
+    if kind not in FORMATS:
+        near = suggest(kind, FORMATS) if kind else ""
+        raise ValueError(f"format={kind}: use {', '.join(FORMATS)}{near}")
+    if kind == "onnx":
+        _need("onnx", "onnxruntime", "onnxscript")
+
+    from rich.console import Console
+
+    from mae_nas.cli.trained import differing, load_trained
+
+    given_keys = differing(options) | {"trainer.accelerator": "cpu"}
+    trained = load_trained(options["checkpoint"], given_keys, Console(stderr=True))
+    suffix, write = FORMATS[kind]
+    default = trained.run.folder.path / f"network{suffix}"
+    output = Path(options["output"] or default)
+    if output.suffix != suffix:
+        raise ValueError(f"output: {output} is no {suffix} file, which format={kind} makes")
+    if output.is_dir():
+        raise ValueError(f"output: {output} is a folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    network, description = trained.run.module.judged.float().eval(), _description(trained.run)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as room:
+        made = Path(room) / output.name
+        write(network, description, made)
+        images = _images(trained.run, most)
+        lines = _compared(kind, made, images, trained.run)
+        made.replace(output)
+    return "\n".join([f"exported   {output}, {output.stat().st_size / 1e6:.2f} MB", *lines])
+
+
+def _need(*packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ValueError(f"format=onnx: needs {', '.join(missing)}; pip install 'mae-nas[export]'")
+
+
+def _description(run: "TrainRun") -> "Description":
+    from mae_nas.network.export import Description
+
+    store = run.data.store
+    scale = 255.0 if store.pixels.dtype.name == "uint8" else 1.0
+    return Description(
+        place=run.place,
+        genotype=run.module.network.genotype,
+        classes=run.data.classes,
+        mean=tuple((store.moments.mean / scale).tolist()),
+        std=tuple((store.moments.std / scale).tolist()),
+        scale=scale,
+    )
+
+
+def _images(run: "TrainRun", most: int) -> "NDArray[np.float32]":
+    """The first test images, normalised."""
+    import numpy as np
+
+    found: list[Any] = []
+    for batch in run.data.test_batches():
+        found.append(batch.image.float().cpu().numpy())
+        if sum(map(len, found)) >= most:
+            break
+    return np.ascontiguousarray(np.concatenate(found)[:most])
+
+
+def _compared(kind: str, file: Path, images: "NDArray[np.float32]", run: "TrainRun") -> list[str]:
+    """What a fresh process makes of the file; ValueError if it is not the network."""
+    import numpy as np
+    import torch
+
+    from mae_nas.network.export import in_fresh_process, reload
+
+    with torch.no_grad():
+        network = run.module.judged
+        wanted = network(torch.from_numpy(images)).numpy()
+    given, answer = file.with_name("images.npy"), file.with_name("scores.npy")
+    np.save(given, images)
+    in_fresh_process(kind, file, given, answer)
+    found = np.load(answer)
+    apart = float(np.abs(found - wanted).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    if not apart <= allowed:
+        raise ValueError(
+            f"export: {kind}: scores of {len(images)} test images differ by up to {apart:.2g} "
+            f"from the network's, {allowed:.2g} is allowed; nothing was written"
+        )
+    same = float((found.argmax(1) == wanted.argmax(1)).mean())
+    lines = [
+        f"compared   by a fresh process on {len(images)} test images: largest difference "
+        f"{apart:.2g}, the same class for {same:.2%}"
+    ]
+    if kind == "onnx":
+
+        def ours(image: "NDArray[np.float32]") -> object:
+            with torch.no_grad():
+                return network(torch.from_numpy(image))
+
+        ort, torchs = (_milliseconds(run, images[:1]) for run in (reload(kind, file), ours))
+        lines.append(
+            f"latency    {ort:.2f} ms an image by ONNX Runtime, {torchs:.2f} ms by torch "
+            f"({torch.get_num_threads()} threads, medians)"
+        )
+    if kind == "timm":
+        lines.append(
+            'in timm    import mae_nas.timm; timm.create_model("mae_nas", config=FILE, '
+            "checkpoint_path=FILE)"
+        )
+    return lines
+
+
+def _milliseconds(run: "Callable[[NDArray[np.float32]], object]", image: Any) -> float:  # noqa: ANN401 - an array
+    taken = []
+    for _ in range(23):
+        began = time.perf_counter()
+        run(image)
+        taken.append(1e3 * (time.perf_counter() - began))
+    return median(taken[3:])

@@ -1,0 +1,269 @@
+"""`mae-nas train`: what the training of a found network builds, reads, draws and records."""
+
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from torch import nn
+from torch.optim import Optimizer
+
+from mae_nas import ranks
+from mae_nas.cli.announce import announce_data
+from mae_nas.cli.assemble import Maker, progress
+from mae_nas.cli.build import build, part
+from mae_nas.cli.check import Layout, Root
+from mae_nas.cli.run import Config, Run
+from mae_nas.data import ImageSource
+from mae_nas.data.labelled import LabelledData
+from mae_nas.genotype import read_genotype
+from mae_nas.masking import synchronise
+from mae_nas.network import DerivedNetwork, NetworkSize
+from mae_nas.network.complexity import Place, measure_complexity
+from mae_nas.network.training import (
+    Judgement,
+    Recipe,
+    TrainModule,
+    TrainReading,
+    take_train_reading,
+)
+from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import counted
+from mae_nas.runs.loggers import LoggerSettings, RunLog
+from mae_nas.runs.tables import MetricsTable
+from mae_nas.runs.train_plots import plot_classes, plot_curves
+from mae_nas.runs.trainer import NetworkEfficiency, TrainerSettings
+from mae_nas.search.optimizers import make_fused
+
+log = logging.getLogger("mae_nas")
+
+MOST_SHOWN = 20  # classes in the confusion matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRoot(Root):
+    """The keys of a training that belong to no section."""
+
+    genotype: str
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        try:
+            read_genotype(self.genotype)
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRun(Run[TrainReading]):
+    """A training about to start or to go on.
+
+    Args:
+        place: where the genotype works.
+    """
+
+    data: LabelledData
+    module: TrainModule
+    place: Place
+
+    what = "training"
+    reading = TrainReading
+
+    @property
+    def every(self) -> Path:
+        return self.folder.readings
+
+    @property
+    def smaller(self) -> str:
+        return f"lower network.width than {self.place.size.width}"
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        return {"classes": json.dumps(self.data.classes)}
+
+    def images(self, steps: int) -> float:
+        return self.data.batch_size * steps
+
+    def announce(self) -> None:
+        announce_data(self)
+        module, size = self.module, self.place.size
+        costs = measure_complexity(module.network.genotype, self.place)
+        log.info(
+            "a network of width %d and %d cells for %d classes: %.2f M parameters, %.1f M "
+            "multiply-adds",
+            *(size.width, size.depth, self.place.classes),
+            *(costs.params / 1e6, costs.macs / 1e6),
+        )
+        log.info(
+            "%s of %d steps; precision %s",
+            *(counted(module.epochs, "epoch"), module.steps_per_epoch),
+            self.config["trainer"]["precision"],
+        )
+
+    def take(self, earlier: Sequence[TrainReading]) -> TrainReading:  # noqa: ARG002
+        judged_by = "validation" if self.data.validates else "test"
+        return take_train_reading(self.module, self.data.judged_batches(), judged_by)
+
+    def values(self, reading: TrainReading) -> dict[str, float | str]:
+        return {
+            "step": reading.step,
+            f"{reading.judged_by}_loss": reading.loss,
+            f"{reading.judged_by}_top1": reading.top1,
+            f"{reading.judged_by}_top5": reading.top5,
+        }
+
+    def status(self, row: Mapping[str, float], readings: Sequence[TrainReading]) -> str:
+        judged = ""
+        if readings:
+            judged = f"  {readings[-1].judged_by} {100 * readings[-1].top1:.1f} %"
+        return f"loss {row['weight_loss']:.3f}  accuracy {100 * row['accuracy']:.0f} %{judged}"
+
+    def draw(self, readings: Sequence[TrainReading], run_log: RunLog) -> None:
+        rows = MetricsTable(self.folder.metrics).rows()
+        plot_curves(rows, [reading.to_dict() for reading in readings], self.folder.plots)
+        if readings[-1].step >= self.last_step:
+            plot_classes(self.tested.confusion.numpy(), self.data.classes, self.folder.plots)
+        run_log.drawn(readings[-1], [], self.folder.plots)
+
+    @cached_property
+    def tested(self) -> Judgement:
+        """On the test images, by the first rank, once the training has ended."""
+        with ranks.alone():
+            return self.module.judge(self.data.test_batches())
+
+    def results(self) -> dict[str, Any]:
+        """On the test images, as records say it."""
+        found, confusion = self.tested, self.tested.confusion
+        right = confusion.diagonal() / confusion.sum(1).clamp(min=1)
+        return {
+            "test_top1": found.top1 / found.images,
+            "test_top5": found.top5 / found.images,
+            "test_loss": found.loss,
+            "test_images": found.images,
+            "test_top1_by_class": dict(zip(self.data.classes, right.tolist(), strict=True)),
+        }
+
+    def record(self, readings: Sequence[TrainReading]) -> dict[str, object]:
+        genotype = self.module.network.genotype
+        return {
+            **self.results(),
+            "final": readings[-1].to_dict(),
+            "readings": len(readings),
+            "costs": asdict(measure_complexity(genotype, self.place)),
+            "genotype": genotype.to_dict(),
+        }
+
+    def close(self, record: Mapping[str, Any], readings: Sequence[TrainReading]) -> None:
+        log.info("%s after %d steps", accuracy_in_words(record), readings[-1].step)
+        log.info("network    %s", self.folder.checkpoint)
+        log.info("pictures   %s: curves.png, classes.png", self.folder.plots)
+
+
+def accuracy_in_words(facts: Mapping[str, Any]) -> str:
+    """Of `TrainRun.results`."""
+    top1, top5 = 100 * facts["test_top1"], 100 * facts["test_top5"]
+    images = f"{facts['test_images']:,} images"
+    return f"test accuracy {top1:.2f} % (top 5 {top5:.2f} %) of {images}"
+
+
+def judge(config: Config, broken: Collection[str]) -> list[str]:
+    """What constructors refuse and what does not fit together, before any data is read.
+
+    Args:
+        config: composed, its names and types checked.
+        broken: sections that were found wrong already.
+    """
+    maker = Maker(config, set(broken))
+    source = maker.make(ImageSource, "data")
+    settings = maker.make(TrainerSettings, "trainer")
+    maker.make(NetworkEfficiency, "efficiency")
+    maker.make(LoggerSettings, "logger")
+    size = maker.make(NetworkSize, "network")
+    if "recipe" not in maker.broken:
+        make = part(config["recipe"]["optimizer"])
+        maker.hold("recipe.optimizer", lambda: make_fused(make, [nn.Parameter(torch.zeros(1))]))
+    recipe = maker.make(Recipe, "recipe")
+    if source is not None and size is not None and "" not in maker.broken:
+        side, channels = source.known_side(), source.known_channels() or 1
+        if side is not None:
+            maker.hold("genotype", lambda: _shape(config, Place(size, channels, side, 2)))
+    if source is not None and settings is not None and source.batch_size % settings.parts:
+        maker.problems.append(
+            f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
+            "trainer.accumulate × trainer.devices × trainer.num_nodes"
+        )
+    epochs = config["trainer"].get("max_epochs")
+    if recipe is not None and isinstance(epochs, int) and recipe.warmup_epochs >= epochs:
+        maker.problems.append(
+            f"recipe.warmup_epochs {recipe.warmup_epochs}: must be less than "
+            f"trainer.max_epochs={epochs}"
+        )
+    return maker.problems
+
+
+LAYOUT = Layout(
+    {
+        "data": ImageSource,
+        "network": NetworkSize,
+        "recipe": Recipe,
+        "trainer": TrainerSettings,
+        "logger": LoggerSettings,
+        "efficiency": NetworkEfficiency,
+    },
+    {"recipe.optimizer": Optimizer},
+    TrainRoot,
+    judge,
+)
+
+
+def _shape(config: Config, place: Place) -> DerivedNetwork:
+    """The network without storage: what does not fit is refused."""
+    with torch.device("meta"):
+        return place.network(read_genotype(config["genotype"]))
+
+
+def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
+    """Build everything from a checked configuration; read the data."""
+    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
+    efficiency = build(NetworkEfficiency, config["efficiency"], {}, "efficiency")
+    if efficiency.threads != "auto":
+        torch.set_num_threads(efficiency.threads)
+    source = build(ImageSource, config["data"], {}, "data")
+    recipe = build(Recipe, config["recipe"], {}, "recipe")
+    data = LabelledData(
+        source,
+        config["seed"],
+        source.batch_size,
+        validates=recipe.validates,
+        accumulate=settings.accumulate,
+        workers=efficiency.workers,
+        resident=efficiency.resident,
+    )
+    with progress(console, "reading images") as on_progress:
+        data.load(on_progress)
+    pl.seed_everything(config["seed"], workers=False, verbose=False)
+    size = build(NetworkSize, config["network"], {}, "network")
+    place = Place(size, data.channels, data.side, len(data.classes))
+    network = place.network(read_genotype(config["genotype"]))
+    steps = data.steps_per_epoch
+    module = TrainModule(network, recipe, settings.epochs(steps), steps, efficiency.compile)
+    if settings.precision == "64-true":
+        module.double()
+    if settings.sync_batchnorm:
+        synchronise(module)
+    total = module.epochs * module.steps_per_epoch
+    return TrainRun(
+        config=config,
+        folder=folder,
+        settings=settings,
+        data=data,
+        module=module,
+        place=place,
+        last_step=min(total, settings.max_steps or total),
+    )

@@ -1,0 +1,73 @@
+"""A trained network, read back from its run folder: data from a stranger until it is checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mae_nas.cli.check import check
+from mae_nas.cli.train import LAYOUT, TrainRun, prepare
+from mae_nas.runs.checkpoint import check_fits, read_checkpoint
+from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.trainer import device_type
+
+_MAY_DIFFER = ("data.root", "data.test", "data.cache", "trainer.accelerator")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and its data, on their device.
+
+    Args:
+        run: prepared, its weights those of the checkpoint.
+        checkpoint: the file.
+        step: that it was written at.
+    """
+
+    run: TrainRun
+    checkpoint: Path
+    step: int
+
+
+def load_trained(text: str, given: Mapping[str, str], console: Console) -> Trained:
+    """The network of a run folder, or of a checkpoint in one.
+
+    Args:
+        text: the path.
+        given: keys of the run's configuration that are to be others here: where images lie, what
+            computes.
+        console: for progress.
+
+    Raises:
+        ValueError: one line, or one for each mistake.
+    """
+    if not text:
+        raise ValueError("checkpoint: needed, e.g. checkpoint=runs/train/2026-01-31_12-00-00")
+    path = Path(text)
+    if not path.exists():
+        raise ValueError(f"checkpoint: {path} does not exist; name a run folder or a checkpoint")
+    folder = RunFolder(path if path.is_dir() else path.parent.parent)
+    config: dict[str, Any] = dict(folder.read_config())
+    if "recipe" not in config:
+        raise ValueError(f"{folder.path}: is no training; mae-nas train makes one of its genotype")
+    for key, value in given.items():
+        section, _, name = key.partition(".")
+        config[section] = {**config[section], name: value}
+    check(config, (), LAYOUT)
+    checkpoint = folder.checkpoint if path.is_dir() else path
+    saved = read_checkpoint(checkpoint)
+    run = prepare(config, folder, console)
+    check_fits(saved, run.module.state_dict(), {"classes": run.identity["classes"]}, checkpoint)
+    run.module.load_state_dict(saved["state_dict"])
+    device = torch.device(device_type(run.settings.accelerator))
+    run.module.to(device)
+    run.data.use(device)
+    return Trained(run, checkpoint, int(saved["global_step"]))
+
+
+def differing(options: Mapping[str, str]) -> dict[str, str]:
+    """Those of the command line's options that change where the network is tried."""
+    return {key: options[key] for key in _MAY_DIFFER if options.get(key)}

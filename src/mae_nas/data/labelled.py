@@ -1,0 +1,153 @@
+"""Images with labels: batches to train a found network, and those that it is judged by."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mae_nas import ranks
+from mae_nas.batch import Batch
+from mae_nas.data.gather import Cutter
+from mae_nas.data.pipeline import StepData
+from mae_nas.data.source import ImageSource, Progress
+from mae_nas.data.splits import Split, group_images
+from mae_nas.data.steps import TRAINING, BatchMaker
+from mae_nas.data.store import ImageStore
+from mae_nas.randomness import Purpose, derive_key, permutation
+
+_TEST_SHARE = 0.2
+_PARTS = frozenset({"train", "test", "val", "valid", "validation"})
+
+
+class LabelledData(StepData):
+    """Batches of all training images, and the test images.
+
+    A data set without test images of its own gives a fifth of its images for them, by whole groups
+    and the same whatever the seed.
+
+    Args:
+        source: the data set; it has labels.
+        seed: of the run.
+        batch_size: images of a step, shared equally by all ranks.
+        validates: keep `source.held_out` of the training images to judge by, so that the test
+            images are left alone where something is to be chosen.
+        accumulate: see `StepData`, as the others.
+        workers: ...
+        resident: ...
+    """
+
+    levels = TRAINING
+    shares = MappingProxyType(
+        {"weights": "for training", "held_out": "for validation", "test": "for the test"}
+    )
+
+    def __init__(
+        self,
+        source: ImageSource,
+        seed: int,
+        batch_size: int,
+        *,
+        validates: bool,
+        accumulate: int = 1,
+        workers: int | Literal["auto"] = "auto",
+        resident: bool | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__(source, seed, batch_size, accumulate, workers, resident)
+        self.validates = validates
+        self._test: tuple[ImageStore, NDArray[np.int64]] | None = None
+
+    def load(self, on_progress: Progress | None = None, store: ImageStore | None = None) -> None:
+        if self._test is None:
+            own = self.source.load_test(on_progress)
+            if own is not None:
+                self._test = own, np.arange(len(own))
+        super().load(on_progress, store)
+        if self._test is not None:
+            # Normalised as the training images are, and their classes numbered alike.
+            test, positions = self._test
+            self._test = _like(test, self.store), positions
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.store.classes)
+
+    def divide(self, store: ImageStore) -> Split:
+        if store.labels is None or len(store.classes) < 2:
+            raise ValueError(
+                "data: its images have no labels; a network is trained on data=digits, cifar10, "
+                "cifar100, imagenet, or on data=folder with a folder for each class"
+            )
+        if set(store.classes) <= _PARTS:
+            raise ValueError(
+                f"data.root: its folders are {', '.join(store.classes)}, which are no classes; use "
+                "the one with training images, and data.test=FOLDER for those with test images"
+            )
+        groups = group_images(store.files, self.source.group, store.digests)
+        rest = np.arange(len(store))
+        if self._test is None:
+            key = derive_key(Purpose.TEST_SPLIT)
+            test, rest = _parted(rest, groups, key, round(_TEST_SHARE * len(store)))
+            self._test = store, test
+        held_out = rest[:0]
+        if self.validates:
+            room = min(self.source.held_out, len(rest) // 10)
+            key = derive_key(self.seed, Purpose.SPLIT)
+            held_out, rest = _parted(rest, groups, key, room)
+        if len(rest) < self.batch_size:
+            raise ValueError(
+                f"data.batch_size: {self.batch_size} does not fit {len(rest)} training images"
+            )
+        return Split(weights=rest, architecture=rest[:0], held_out=held_out)
+
+    def test_batches(self) -> Iterator[Batch]:
+        """This rank's test images once, in nearly equal batches, with labels."""
+        assert self._test is not None
+        store, positions = self._test
+        maker = self._maker
+        if store is not self.store:
+            cutter = Cutter(store, 0, None)
+            maker = BatchMaker(cutter, maker.order, self.dtype, flip=False, levels=TRAINING)
+        parts = self._parts(positions, ranks.size())[ranks.index() :: ranks.size()]
+        return (maker.held_out(part) for part in parts if len(part))
+
+    def judged_batches(self) -> Iterator[Batch]:
+        """The validation images where there are such, else the test images."""
+        return self.held_out_batches() if self.validates else self.test_batches()
+
+    def describe(self) -> dict[str, object]:
+        assert self._test is not None
+        facts = super().describe() | {"test": len(self._test[1]), "classes": list(self.classes)}
+        del facts["architecture"]
+        return facts
+
+
+def _parted(
+    positions: NDArray[np.int64], groups: NDArray[np.int64], key: int, room: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whole groups of `positions`, at most `room` images, drawn by `key`; and the rest."""
+    _, numbers = np.unique(groups[positions], return_inverse=True)
+    order = permutation(int(numbers.max()) + 1, key).numpy()
+    sizes = np.bincount(numbers)[order]
+    chosen = order[np.cumsum(sizes) <= room]
+    is_chosen = np.isin(numbers, chosen)
+    return positions[is_chosen], positions[~is_chosen]
+
+
+def _like(test: ImageStore, train: ImageStore) -> ImageStore:
+    """The test images with the training images' statistics and class numbers."""
+    unknown = sorted(set(test.classes) - set(train.classes))
+    if test.labels is None or unknown:
+        missing = f"class {unknown[0]}" if unknown else "no labels"
+        raise ValueError(f"data: the test images have {missing}, unlike the training images")
+    if (test.channels, test.side) != (train.channels, train.side):
+        raise ValueError(
+            f"data: test images of {test.channels} channels and {test.side} pixels, training "
+            f"images of {train.channels} and {train.side}"
+        )
+    number = {name: place for place, name in enumerate(train.classes)}
+    labels = np.array([number[name] for name in test.classes])[test.labels]
+    return replace(test, moments=train.moments, classes=train.classes, labels=labels)
