@@ -147,7 +147,8 @@ def test_a_step_never_waits_for_the_device(
         assert host.waiting == []
         assert operations.count.total() > 100  # something was watched
     # The first steps make optimizer state; from then on every step does the same, in the same order
-    # and shapes, as a graph that is captured once needs it.
+    # and shapes, as a graph that is captured once needs it. (Two numbers of the host would still
+    # have to become tensors: a batch's key, of which masks are drawn, and the step's own.)
     assert watched.steps[1][0].done == watched.steps[2][0].done
 
 
