@@ -24,6 +24,7 @@ def test_runs_are_listed_with_what_became_of_them(runs: Path, capsys: Captured) 
     head, line = capsys.readouterr().out.splitlines()
     assert head.split() == [
         *("run", "state", "step", "skips_normal", "loss", "verdict", "seconds", "chance_normal"),
+        "top1",
         *("age", "reason"),
     ]
     assert line.startswith("demo/one  failed")

@@ -77,6 +77,10 @@ def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
     tested = json.loads(capsys.readouterr().out)
     for key in ("test_top1", "test_top5", "test_loss", "test_top1_by_class", "test_images"):
         assert tested[key] == record[key], key  # to the last digit
+    assert main(["runs", ".", "format=json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    shown = (listed["state"], listed["step"], listed["top1"], listed["loss"])
+    assert shown == ("finished", 66, record["test_top1"], record["test_loss"])
     assert main(["test", "checkpoint=run/checkpoints/last.ckpt"]) == 0
     assert capsys.readouterr().out.startswith(f"test accuracy {100 * record['test_top1']:.2f} % ")
 

@@ -14,6 +14,7 @@ mae-nas runs [FOLDER] [format=text|json]
 List the runs in FOLDER (default: runs) and below it, the last one to change at the end.
   state   running | stopped (resume=auto goes on) | finished | collapsed | failed | unreadable
   skips_normal   of the normal cell, beside chance_normal: the mean of cells derived from noise
+  top1    accuracy of a training, on the images that it is judged by
   age     since the run's last sign of life
 """
 
@@ -37,6 +38,7 @@ def runs(arguments: Sequence[str]) -> str:
                 "state": run.state,
                 "step": run.step,
                 **run.measures(),
+                "top1": run.top1,
                 "age": run.age,
                 "reason": run.reason,
             }

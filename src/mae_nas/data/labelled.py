@@ -60,15 +60,13 @@ class LabelledData(StepData):
         self._test: tuple[ImageStore, NDArray[np.int64]] | None = None
 
     def load(self, on_progress: Progress | None = None, store: ImageStore | None = None) -> None:
-        if self._test is None:
-            own = self.source.load_test(on_progress)
-            if own is not None:
-                self._test = own, np.arange(len(own))
+        own = self.source.load_test(on_progress) if self._test is None else None
+        if own is not None:
+            self._test = own, np.arange(len(own))
         super().load(on_progress, store)
-        if self._test is not None:
+        if own is not None:
             # Normalised as the training images are, and their classes numbered alike.
-            test, positions = self._test
-            self._test = _like(test, self.store), positions
+            self._test = _like(own, self.store), np.arange(len(own))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from mae_nas.keys import find
 from mae_nas.runs.files import read_json
 from mae_nas.runs.folder import FORMAT, RunFolder
+from mae_nas.runs.tables import JsonLines
 
 MEASURES = ("skips_normal", "loss", "verdict", "seconds", "chance_normal")
 Value = TypeVar("Value")
@@ -25,7 +26,8 @@ class RunState:
             `collapsed` (stopped by the verdict), `failed` or `unreadable`.
         step: of the last reading, like the next three.
         verdict: on collapse.
-        loss: held-out, masked.
+        loss: held-out and masked; of a training, cross entropy.
+        top1: share of right classes, of a training.
         skips_normal: skip connections of the normal cell.
         chance_normal: their mean over cells derived from noise.
         seconds: that the run took.
@@ -38,6 +40,7 @@ class RunState:
     step: int | None = None
     verdict: str | None = None
     loss: float | None = None
+    top1: float | None = None
     skips_normal: int | None = None
     chance_normal: float | None = None
     seconds: float | None = None
@@ -54,6 +57,8 @@ def look(path: Path) -> RunState:
     folder = RunFolder(path)
     try:
         reading = read_json(folder.genotype) if folder.genotype.exists() else None
+        trained = JsonLines(folder.readings).rows()[-1:]  # of a training
+        reading = trained[0] if trained else reading
         summary = read_json(folder.summary) if folder.summary.exists() else None
         is_held = folder.is_held()
     except (ValueError, OSError) as error:
@@ -65,10 +70,11 @@ def look(path: Path) -> RunState:
         state="running" if is_held else _value(summary, "state", str) or "stopped",
         step=_value(reading, "step", int),
         verdict=_value(reading, "verdict", str),
-        loss=_value(reading, "held_out_loss", float),
+        loss=_value(reading, "loss" if trained else "held_out_loss", float),
         skips_normal=_value(reading, "skips.normal", int),
         chance_normal=_value(summary, "skip_chance.normal.mean", float)
         or _value(reading, "chance_normal", float),  # of a run that goes on, or was killed
+        top1=_value(reading, "top1", float),
         seconds=_value(summary, "wall_seconds", float),
         age=max(0.0, time.time() - max(signs)) if signs else None,
         reason=_value(summary, "reason", str) or "",
