@@ -152,7 +152,8 @@ def test_arguments_of_own_classes_are_checked_like_ours(
 
 def test_the_decoder_of_the_readme_searches(search: Search, tmp_path: Path) -> None:
     readme = Path(__file__).parents[2] / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    codes = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [code for code in codes if "class MyDecoder" in code]
     (tmp_path / "mine.py").write_text(code)
     named = ["decoder=custom", "decoder._target_=mine.MyDecoder", "decoder.width=3"]
     assert search(*named, "trainer.max_steps=2", "hydra.run.dir=run") == 0

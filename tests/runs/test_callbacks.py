@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mae_nas.batch import Batch
-from mae_nas.cli import codes, search
+from mae_nas.cli import codes, drive
 from mae_nas.cli.search import SearchRun
 from mae_nas.objectives import Encode, Objective
 from mae_nas.runs import callbacks
@@ -351,7 +351,7 @@ def test_a_second_signal_ends_a_search_at_once_with_its_own_code(
 
     trainer = run.settings.make(9, [StopOnSignal(stopper), Each(interrupt)], run.folder.path)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    assert search.fit(trainer, run, None, stopper) == code
+    assert drive.fit(trainer, run, None, stopper) == code
     assert seen == [1]
     for number, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
         signal.signal(number, handler)  # Lightning leaves Ctrl-C ignored

@@ -73,6 +73,43 @@ def test_sparse_preprocessing_equals_loops(
     assert (operation(x, before, after) - expected).abs().max() < 1e-12
 
 
+def pair_by_loops(
+    conv: Callable[..., Tensor],
+    w: dict[str, Tensor],
+    x: Tensor,
+    stride: int,
+    before: Tensor | None = None,
+) -> Tensor:
+    """Convolutions 1×7 and 7×1 as 7×7 ones of which most taps are 0."""
+    row, column = (torch.zeros(len(x[0]), len(x[0]), 7, 7, dtype=x.dtype) for _ in range(2))
+    row[:, :, 3] = w["row.weight"][:, :, 0]
+    column[:, :, :, 3] = w["column.weight"][..., 0]
+    y = conv(x.relu(), row, before)[..., ::stride]
+    seen = None
+    if before is not None:
+        seen = torch.stack([before[..., start::stride] for start in range(stride)]).any(0)
+    return conv(y, column, seen)[:, :, ::stride]
+
+
+# A kernel that is not square: sites between the two convolutions are those of the first.
+@pytest.mark.parametrize(
+    ("stride", "patch", "pixels"), [(1, 2, 1), (2, 4, 1), (2, 2, 1), (2, 2, 2)]
+)
+def test_the_sparse_pair_equals_loops_over_visible_sites(
+    stride: int,
+    patch: int,
+    pixels: int,
+    conv_by_loops: Callable[..., Tensor],
+    norm_by_gathering: Callable[..., Tensor],
+) -> None:
+    operation = PRIMITIVES["conv_7x1_1x7"](4, stride).double()
+    x, before, after = case(patch, pixels, stride)
+    pair = pair_by_loops(conv_by_loops, dict(operation.named_parameters()), x, stride, before)
+    y = operation(x, before, after)
+    assert (y - norm_by_gathering(pair, after)).abs().max() < 1e-12
+    assert not y.masked_fill(after, 0.0).any()
+
+
 def reference_norm(x: Tensor) -> Tensor:
     return nn.functional.batch_norm(x, None, None, training=True)
 
@@ -93,6 +130,8 @@ def test_dense_operations_equal_loops(
         even = torch.einsum("oc,bchw->bohw", w["even.weight"][..., 0, 0], x.relu()[:, :, ::2, ::2])
         odd = torch.einsum("oc,bchw->bohw", w["odd.weight"][..., 0, 0], x.relu()[:, :, 1::2, 1::2])
         expected = reference_norm(torch.cat([even, odd], 1))
+    elif name == "conv_7x1_1x7":
+        expected = reference_norm(pair_by_loops(conv_by_loops, w, x, stride))
     elif "conv" in name:
         kernel, dilation = int(name[-1]), 2 if name[0] == "d" else 1
         for i, prefix in enumerate(("first.", "second.") if name[0] == "s" else ("",)):

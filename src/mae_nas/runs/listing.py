@@ -27,12 +27,12 @@ class RunState:
         step: of the last reading, like the next three.
         verdict: on collapse.
         loss: held-out and masked; of a training, cross entropy.
-        top1: share of right classes, of a training.
         skips_normal: skip connections of the normal cell.
         chance_normal: their mean over cells derived from noise.
         seconds: that the run took.
         age: seconds since its last sign of life.
         reason: why it failed.
+        top1: share of right classes, of a training.
     """
 
     folder: Path
@@ -40,12 +40,12 @@ class RunState:
     step: int | None = None
     verdict: str | None = None
     loss: float | None = None
-    top1: float | None = None
     skips_normal: int | None = None
     chance_normal: float | None = None
     seconds: float | None = None
     age: float | None = None
     reason: str = ""
+    top1: float | None = None
 
     def measures(self) -> dict[str, object]:
         """What tables show of it."""
