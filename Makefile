@@ -6,7 +6,7 @@ MAE_NAS_DATA ?= data
 export MAE_NAS_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check lint-conf bench \
+.PHONY: help install demo test test-slow check lint-conf bench bench-train \
 	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size \
 	train-cifar10 train-imagenet \
 	table3 table3-factors table2 figure2 report
@@ -46,6 +46,9 @@ lint-conf: install ## every file in conf/ composes, and names exactly its class'
 
 bench: install ## a search step in several ways side by side, recorded
 	$(BIN)/mae-nas bench search growth=true record=experiments/search_speed/records.jsonl $(ARGS)
+
+bench-train: install ## a step of the training of a found network, beside the usual one, recorded
+	$(BIN)/mae-nas bench train record=experiments/train_speed/records.jsonl $(ARGS)
 
 # Reproductions. Each can be stopped and started again; images lie below MAE_NAS_DATA, see the README.
 SCALE ?= smoke

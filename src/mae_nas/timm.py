@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors.torch import load_file
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
@@ -16,6 +17,9 @@ from mae_nas.backbone import StemName
 from mae_nas.genotype import Genotype, read_genotype
 from mae_nas.network.derived import DerivedNetwork, NetworkSize
 from mae_nas.network.export import described
+
+SIDES = {"cifar": 32, "small": 64, "imagenet": 224}
+"""Of images for each stem, in pixels, where nobody says: of consequence for `input_size` alone."""
 
 
 class MaeNas(nn.Module):
@@ -40,8 +44,7 @@ class MaeNas(nn.Module):
         global_pool: str = "avg",
     ) -> None:
         super().__init__()
-        side = {"cifar": 32, "small": 64, "imagenet": 224}[size.stem]  # of no consequence here
-        self.network = DerivedNetwork(genotype, size, in_chans, side, num_classes)
+        self.network = DerivedNetwork(genotype, size, in_chans, SIDES[size.stem], num_classes)
         features = self.network.feature_info
         self.num_classes, self.num_features = num_classes, features[-1].channels
         self.head_hidden_size = self.num_features
@@ -127,32 +130,35 @@ class MaeNas(nn.Module):
 def mae_nas(
     pretrained: bool = False,
     genotype: str = "DARTS_V2",
-    config: str | None = None,
     **kwargs: Any,  # noqa: ANN401 - timm's
-) -> MaeNas:
+) -> nn.Module:
     """A found network.
 
     Args:
         pretrained: there are no published weights: must be false.
-        genotype: a file, run folder, published name or text.
-        config: a file of `mae-nas export format=timm`, which says all that follows.
+        genotype: a published name, file, run folder or text; or a file of `mae-nas export
+            format=timm`, which says sizes and classes as well and whose weights are loaded (but
+            for the classifier's, with another `num_classes`).
         kwargs: `width`, `depth`, `stem` as `NetworkSize`, and timm's own.
     """
     if pretrained:
-        raise ValueError("mae_nas: there are no pretrained weights; give checkpoint_path=FILE")
-    cfg: dict[str, object] = {"classifier": "network.classifier", "interpolation": "bicubic"}
+        raise ValueError("mae_nas: there are no pretrained weights; give genotype=FILE")
+    cfg: dict[str, object] = {"classifier": "network.classifier", "interpolation": "bilinear"}
     cfg |= {"first_conv": "network.backbone.stem.conv0", "crop_pct": 1.0, "url": ""}
-    if config is None:
+    file = Path(genotype) if genotype.endswith(".safetensors") else None
+    if file is None:
         size = NetworkSize(
             kwargs.pop("width", 36),
             kwargs.pop("depth", 20),
             cast("StemName", kwargs.pop("stem", "cifar")),
             auxiliary=False,
         )
-        found, side, channels = read_genotype(genotype), 224 if size.stem == "imagenet" else 32, 3
-        cfg |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "num_classes": 1000}
+        found, side = read_genotype(genotype), SIDES[size.stem]
+        channels = kwargs.get("in_chans", 3)
+        cfg |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+        cfg |= {"num_classes": kwargs.get("num_classes", 1000)}
     else:
-        said = described(Path(config))
+        said = described(file)
         size = replace(said.place.size, auxiliary=False)
         found, side, channels = said.genotype, said.place.side, said.place.channels
         kwargs = {"num_classes": len(said.classes), "in_chans": channels} | kwargs
@@ -160,13 +166,35 @@ def mae_nas(
         cfg |= {"label_names": list(said.classes)}
     cfg |= {"input_size": (channels, side, side), "pool_size": None}
     given = kwargs.pop("pretrained_cfg", None)
+
+    def make(**options: Any) -> MaeNas:  # noqa: ANN401 - timm's
+        model = MaeNas(found, size, **options)
+        if file is not None:
+            _load(model, file)
+        return model
+
     return build_model_with_cfg(
-        MaeNas,
+        make,
         "mae_nas",
         pretrained,
         pretrained_cfg=given or cfg,
         feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-        genotype=found,
-        size=size,
         **kwargs,
     )
+
+
+def _load(model: MaeNas, file: Path) -> None:
+    """All weights of the file, but those of a classifier of other classes."""
+    weights, state = load_file(file), model.state_dict()
+    head = ("network.classifier.weight", "network.classifier.bias")
+    wrong = [
+        name
+        for name in weights.keys() | state.keys()
+        if name not in head
+        and (name not in weights or name not in state or weights[name].shape != state[name].shape)
+    ]
+    if wrong:
+        raise ValueError(f"{file}: its tensors are not this model's, first {sorted(wrong)[0]}")
+    same = [name for name in head if name in state and state[name].shape == weights[name].shape]
+    kept = {name: value for name, value in weights.items() if name not in head or name in same}
+    model.load_state_dict(kept, strict=False)

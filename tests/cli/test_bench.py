@@ -4,7 +4,11 @@ from pathlib import Path
 import pytest
 
 from mae_nas.cli.main import main
+from mae_nas.genotype import PUBLISHED
+from mae_nas.network import NetworkSize
+from mae_nas.network.complexity import Place
 from mae_nas.runs.bench import GROWING, WAYS
+from mae_nas.runs.train_bench import TRAIN_WAYS, _TrainStep
 
 Captured = pytest.CaptureFixture[str]
 
@@ -50,3 +54,30 @@ def test_a_record_holds_the_rows_and_growth_is_drawn_beside_it(
     assert (tmp_path / "growth.png").exists()
     assert main(["bench", "search", *small, "format=json"]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(WAYS)
+
+
+def test_a_training_step_is_timed_beside_the_plain_one(capsys: Captured, tmp_path: Path) -> None:
+    small = ["width=4", "depth=3", "side=16", "batch=6", "repeats=2"]
+    words = ["bench", "train", *small, "genotype=PDARTS", f"record={tmp_path}/deep/records.jsonl"]
+    assert main([*words, "format=json"]) == 0
+    plain, ours = json.loads(capsys.readouterr().out)
+    assert (plain["name"], ours["name"], plain["ratio"]) == ("plain", "ours", 1.0)
+    assert ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
+    assert ours["images_per_second"] == pytest.approx(6 / ours["seconds"])
+    record = json.loads((tmp_path / "deep" / "records.jsonl").read_text())
+    assert record["rows"] == [plain, ours]
+    assert record["setting"]["genotype"] == "PDARTS"
+    assert main(["bench", "train", "width=5"]) == 2
+    assert "width must be even" in capsys.readouterr().err
+
+
+def test_both_ways_of_training_compute_the_same() -> None:
+    place = Place(NetworkSize(4, 3), 3, 16, 10)
+    genotype = PUBLISHED["NASNet"]
+    steps = [_TrainStep(way, genotype, place, 5) for way in TRAIN_WAYS.values()]
+    for _ in range(3):
+        losses = [float(step.loss().detach()) for step in steps]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        for step in steps:
+            step()
+    assert steps[0].network.layout != steps[1].network.layout

@@ -25,7 +25,7 @@ def class_folders(tmp_path: Path) -> Callable[..., Path]:
         for place, (label, images) in enumerate(classes.items()):
             (root / label).mkdir(parents=True)
             for i in range(images):
-                pixels = np.full((8, 8), 50 * place + i + offset, np.uint8)
+                pixels = np.full((8, 8), (50 * place + i + offset) % 256, np.uint8)
                 Image.fromarray(pixels).save(root / label / f"{i}.png")
         return root
 
@@ -85,6 +85,8 @@ def test_a_folder_of_test_images_is_normalised_and_numbered_as_the_training_imag
             values.setdefault(label, []).append(round(float(image[0, 0, 0]), 4))
     assert sorted(labels) == [0, 0, 0, 2, 2]
     mean, std = data.store.moments.mean[0], data.store.moments.std[0]
+    trained = np.concatenate([np.arange(start, start + 6) for start in (0, 50, 100)])
+    assert (mean, std) == (pytest.approx(trained.mean()), pytest.approx(trained.std()))
     # In `test`, cat is the first folder made: 7 and 8; ant the second: 57 to 59.
     assert values[2] == [round((v - mean) / std, 4) for v in (7, 8)]
     assert values[0] == [round((v - mean) / std, 4) for v in (57, 58, 59)]
@@ -103,6 +105,42 @@ def test_groups_are_not_divided_between_training_and_test(
     for i in range(10):
         assert (f"a/{i}.png" in tested) == (f"a/copy{i}.png" in tested)
     assert 0 < len(tested) <= 6
+
+
+def test_images_are_normalised_by_the_training_images_alone(
+    class_folders: Callable[..., Path],
+) -> None:
+    data = loaded(folder(class_folders("all", {"a": 12, "b": 9})))
+    values = [int(data.store[i][0, 0, 0]) for i in data.split.weights]
+    assert len(values) == 17
+    assert data.store.moments.mean[0] == pytest.approx(np.mean(values))
+    assert data.store.moments.std[0] == pytest.approx(np.std(values))
+
+
+def test_groups_that_are_too_large_for_a_fifth_still_leave_a_test(
+    class_folders: Callable[..., Path],
+) -> None:
+    data = loaded(folder(class_folders("all", {"a": 10, "b": 12, "c": 14}), group="parent"))
+    assert sum(len(b.index) for b in data.test_batches()) == 10
+    assert len(data.split.weights) == 26
+
+
+def test_test_images_that_are_training_images_are_counted(
+    class_folders: Callable[..., Path],
+) -> None:
+    root = class_folders("all", {"a": 6, "b": 7})
+    assert loaded(folder(root, test=str(root))).shared == 13
+    other = class_folders("other", {"a": 3, "b": 2}, offset=5)  # 5, 55 and 56 are in both
+    assert loaded(folder(root, test=str(other))).shared == 3
+
+
+def test_a_set_with_test_images_of_its_own_is_not_judged_without(
+    class_folders: Callable[..., Path],
+) -> None:
+    root = class_folders("train", {str(i): 5 for i in range(10)}).parent
+    source = Cifar10(root=str(root), cache=None, batch_size=4)
+    with pytest.raises(FileNotFoundError, match="the test images are not"):
+        loaded(source)
 
 
 @pytest.mark.parametrize(

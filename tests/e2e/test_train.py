@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mae_nas.cli.main import main
+from mae_nas.genotype import PUBLISHED
 from mae_nas.network import DerivedNetwork, export
 from mae_nas.network.training import TrainModule
 from mae_nas.runs import train_plots
@@ -194,9 +195,10 @@ def test_other_runs_and_other_classes_are_refused(
     lines = {
         "checkpoint=nowhere": "checkpoint: nowhere does not exist",
         "": "checkpoint: needed",
-        "checkpoint=other": "other/checkpoints/last.ckpt: its tensors differ from this run's",
+        "checkpoint=other": "other/checkpoints/last.ckpt: belongs to a run with another genotype",
     }
-    config["config"]["genotype"] = "DARTS_V2"
+    pools = json.dumps(PUBLISHED["DARTS_V1"].to_dict()).replace("max_pool", "avg_pool")
+    config["config"]["genotype"] = pools  # of the same tensors
     (other / "config.json").write_text(json.dumps(config))
     torch.save(checkpoint, other / "checkpoints" / "last.ckpt")
     for word, line in lines.items():

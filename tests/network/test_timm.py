@@ -75,9 +75,17 @@ def test_an_exported_file_says_all_that_timm_needs(tmp_path: Path) -> None:
     said = Description(place, PUBLISHED["GDAS_V1"], ("a", "b", "c"), (0.5, 0.4), (0.2, 0.1), 255.0)
     file = tmp_path / "net.safetensors"
     to_timm(network, said, file)
-    model = timm.create_model("mae_nas", config=str(file), checkpoint_path=str(file)).eval()
+    model = timm.create_model("mae_nas", genotype=str(file)).eval()
     image = torch.randn(2, 2, 32, 32)
     torch.testing.assert_close(model(image), network(image))
+    again = timm.create_model("mae_nas", genotype=str(file), checkpoint_path=str(file)).eval()
+    torch.testing.assert_close(again(image), network(image))
+    maps = timm.create_model("mae_nas", genotype=str(file), features_only=True).eval()(image)
+    for found, wanted in zip(maps, network.features(image), strict=True):
+        torch.testing.assert_close(found, wanted)
+    five = timm.create_model("mae_nas", genotype=str(file), num_classes=5).eval()
+    assert five(image).shape == (2, 5)
+    torch.testing.assert_close(five.forward_features(image), network.features(image)[-1])
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (2, 32, 32)
     assert config["mean"] == (0.5, 0.4)
@@ -99,6 +107,9 @@ def test_an_exported_file_says_all_that_timm_needs(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_refused() -> None:
+    grey = timm.create_model("mae_nas", in_chans=1, **SMALL)
+    assert grey.pretrained_cfg["input_size"] == (1, 32, 32)
+    assert len(grey.pretrained_cfg["mean"]) == 1
     with pytest.raises(ValueError, match="there are no pretrained weights"):
         timm.create_model("mae_nas", pretrained=True)
     model = timm.create_model("mae_nas", **SMALL)

@@ -106,8 +106,11 @@ def take_train_reading_of(made: TrainModule, batches: list[Batch]) -> TrainReadi
     return take_train_reading(made, batches, "test")
 
 
-def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
+def test_the_average_follows_the_weights_and_is_what_is_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = module(ema=0.9)
+    monkeypatch.setattr(TrainModule, "global_step", 90)
     assert made.average is not None
     start = [weight.clone() for weight in made.network.parameters()]
     for weight in made.network.parameters():
@@ -120,6 +123,41 @@ def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
     for mine, theirs in zip(made.average.buffers(), made.network.buffers(), strict=True):
         assert torch.equal(mine, theirs)
     assert made.judged is made.average
+
+
+def test_an_average_begins_with_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = module(ema=0.9999)
+    assert made.average is not None
+    start = [weight.clone() for weight in made.network.parameters()]
+    for weight in made.network.parameters():
+        weight.data += 1
+    monkeypatch.setattr(TrainModule, "global_step", 10)
+    made._follow(made.average)
+    for first, mine in zip(start, made.average.parameters(), strict=True):
+        torch.testing.assert_close(mine, first + 0.5)
+
+
+def test_drop_path_leaves_half_precision_as_it_is() -> None:
+    made, given = module(), batch()
+    keep = keep_paths(given, made.network.paths, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = made.network._maps(given.image, keep)
+    assert {m.dtype for m in maps} == {torch.bfloat16}
+
+
+def test_the_hardest_step_drops_paths_from_the_start() -> None:
+    made = module(drop_path=0.5)
+    assert made._ramp == 0
+    made.work_hardest()
+    assert made._ramp == 1
+
+
+def test_a_network_with_noise_is_judged_alike_twice() -> None:
+    size = NetworkSize(4, 3, "cifar", auxiliary=False)
+    network = DerivedNetwork(PUBLISHED["DARTSminus_cifar10_s4_0"], size, 2, 8, 7)
+    made = TrainModule(network, Recipe(SGD), 2, 5)
+    given = batch()
+    assert made.judge([given]).loss == made.judge([given]).loss
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mae_nas.cli.arguments import read_arguments, whole_number
+from mae_nas.genotype import read_genotype
+from mae_nas.runs.files import append_line
 
 USAGE = """\
-mae-nas bench search [KEY=VALUE ...]
+mae-nas bench search|train [KEY=VALUE ...]
 
-Time a step of the search, one update of w and one of α, in several ways that take turns: as DARTS
-published it (naive), edge by edge as a careful user would run it (reference), and fused. On a CPU,
-in processor time.
+search: time a step of the search, one update of w and one of α, in several ways that take turns:
+as DARTS published it (naive), edge by edge as a careful user would run it (reference), and fused.
+On a CPU, in processor time.
   width=16 depth=8 side=32 batch=16   supernet, image and batch
   threads=1                           of the CPU
   repeats=7                           rounds; times are medians
@@ -21,14 +23,20 @@ in processor time.
   format=text|json                    a table, or a list of rows
   record=FILE                         append all this, with commit, versions and device, as JSON;
                                       growth is drawn beside it
+
+train: time a step of the training of a found network, beside the step as it is usually written.
+  genotype=DARTS_V2 width=36 depth=20 side=32 batch=96 threads=1 repeats=3 format= record=
 """
+_TRAINING = {"width": 36, "depth": 20, "side": 32, "batch": 96, "threads": 1, "repeats": 3}
 _NUMBERS = {"width": 16, "depth": 8, "side": 32, "batch": 16, "threads": 1, "repeats": 7}
 
 
 def bench(arguments: Sequence[str]) -> str:
     """The table, or JSON."""
+    if arguments[:1] == ["train"]:
+        return _bench_train(arguments[1:])
     if arguments[:1] != ["search"]:
-        raise ValueError("bench takes what is to be timed: mae-nas bench search")
+        raise ValueError("bench takes what is to be timed: mae-nas bench search, or train")
     defaults = {key: str(value) for key, value in _NUMBERS.items()}
     plain = [
         "format=text" if argument == "format=table" else argument for argument in arguments[1:]
@@ -38,20 +46,69 @@ def bench(arguments: Sequence[str]) -> str:
     numbers = {key: whole_number(key, options[key]) for key in _NUMBERS}
     if options["growth"] not in ("true", "false"):
         raise ValueError(f"growth={options['growth']}: use true or false")
-    record = Path(options["record"]) if options["record"] else None
-    if record is not None and record.parent.exists() and not record.parent.is_dir():
-        raise ValueError(f"record: {record.parent} is a file, not a folder")
+    record = _record(options)
     facts = _measured(numbers, grows=options["growth"] == "true")
     if record is not None:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+        append_line(record, json.dumps(facts))
         if facts["growth"]:
             from mae_nas.runs.bench_plots import plot_growth
 
             plot_growth(facts["growth"], record.with_name("growth"))
     rows = facts["rows"]
     return json.dumps(rows, indent=1) if options["format"] == "json" else _table(rows)
+
+
+def _record(options: Mapping[str, str]) -> Path | None:
+    """Where to append, its folder made."""
+    record = Path(options["record"]) if options["record"] else None
+    if record is not None and record.parent.exists() and not record.parent.is_dir():
+        raise ValueError(f"record: {record.parent} is a file, not a folder")
+    if record is not None:
+        record.parent.mkdir(parents=True, exist_ok=True)
+    return record
+
+
+def _bench_train(arguments: Sequence[str]) -> str:
+    defaults = {key: str(value) for key, value in _TRAINING.items()}
+    defaults |= {"genotype": "DARTS_V2", "format": "text", "record": ""}
+    options = read_arguments("bench", arguments, defaults).options
+    numbers = {key: whole_number(key, options[key]) for key in _TRAINING}
+    genotype, record = read_genotype(options["genotype"]), _record(options)
+    if numbers["width"] % 2 or numbers["depth"] < 3:
+        raise ValueError("width must be even, and depth 3 or more")
+    import torch
+    from rich.console import Console
+
+    from mae_nas.cli.assemble import progress
+    from mae_nas.network import NetworkSize
+    from mae_nas.network.complexity import Place
+    from mae_nas.runs.listing import columns
+    from mae_nas.runs.records import describe_device, git_state, versions
+    from mae_nas.runs.train_bench import TRAIN_WAYS, compare_training
+
+    torch.set_num_threads(numbers["threads"])
+    place = Place(NetworkSize(numbers["width"], numbers["depth"]), 3, numbers["side"], 10)
+    total, done = numbers["repeats"] * len(TRAIN_WAYS), count(1)
+    with progress(Console(stderr=True), "timing steps") as on_progress:
+        rows = compare_training(
+            genotype,
+            place,
+            numbers["batch"],
+            numbers["repeats"],
+            lambda: on_progress(next(done), total),
+        )
+    facts = {"setting": numbers | {"genotype": options["genotype"]}, "rows": rows}
+    facts |= {"git": git_state(), "versions": versions()}
+    facts |= {"device": describe_device(torch.device("cpu"))}
+    if record is not None:
+        append_line(record, json.dumps(facts))
+    if options["format"] == "json":
+        return json.dumps(rows, indent=1)
+    return columns([{key: _digits(value) for key, value in row.items()} for row in rows])
+
+
+def _digits(value: object) -> object:
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def _measured(numbers: Mapping[str, int], grows: bool) -> dict[str, Any]:

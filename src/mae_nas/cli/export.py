@@ -23,11 +23,11 @@ mae-nas export checkpoint=RUN|FILE format=safetensors|onnx|torch_export|timm [ou
 A trained network as a file, with preprocessing and class names in it. The file is read back by a
 fresh process and compared with the network on test images; if they differ, no file is left.
   format   safetensors    weights by name
-           timm           the same, for timm.create_model("mae_nas", config=FILE,
-                          checkpoint_path=FILE)
+           timm           the same, for timm.create_model("mae_nas", genotype=FILE)
            onnx           norms folded into convolutions, any batch; pip install mae-nas[export]
            torch_export   a program of torch.export, likewise
-  output   default: network.safetensors, .onnx or .pt2 in the run folder
+  output   default: network.safetensors, network-timm.safetensors, network.onnx or network.pt2 in
+           the run folder
   images=256   test images to compare on
   data.root=, data.test=, data.cache=   where images lie, if elsewhere than in training
 """
@@ -38,12 +38,11 @@ TOLERANCE = 1e-4
 
 def export(arguments: Sequence[str]) -> str:
     """Write the file, and say what was found of it."""
-    keys = ("checkpoint", "format", "output", "data.root", "data.test", "data.cache")
-    defaults = dict.fromkeys(keys, "") | {"images": "256"}
-    given = ["kind=" + word[7:] if word.startswith("format=") else word for word in arguments]
-    defaults = {("kind" if key == "format" else key): value for key, value in defaults.items()}
-    options = read_arguments("export", given, defaults).options
-    most, kind = whole_number("images", options["images"]), options["kind"]
+    keys = ("checkpoint", "output", "data.root", "data.test", "data.cache")
+    named = [word.partition("=")[2] for word in arguments if word.startswith("format=")]
+    others = [word for word in arguments if not word.startswith("format=")]
+    options = read_arguments("export", others, dict.fromkeys(keys, "") | {"images": "256"}).options
+    most, kind = whole_number("images", options["images"]), named[-1] if named else ""
 
     from mae_nas.network.export import FORMATS  # torch, seconds
 
@@ -52,27 +51,27 @@ def export(arguments: Sequence[str]) -> str:
         raise ValueError(f"format={kind}: use {', '.join(FORMATS)}{near}")
     if kind == "onnx":
         _need("onnx", "onnxruntime", "onnxscript")
+    suffix, write = FORMATS[kind]
+    given = Path(options["output"]) if options["output"] else None
+    if given is not None and (given.suffix != suffix or given.is_dir()):
+        raise ValueError(f"output: {given} is no {suffix} file, which format={kind} makes")
 
     from rich.console import Console
 
     from mae_nas.cli.trained import differing, load_trained
 
-    given_keys = differing(options) | {"trainer.accelerator": "cpu"}
-    trained = load_trained(options["checkpoint"], given_keys, Console(stderr=True))
-    suffix, write = FORMATS[kind]
-    default = trained.run.folder.path / f"network{suffix}"
-    output = Path(options["output"] or default)
-    if output.suffix != suffix:
-        raise ValueError(f"output: {output} is no {suffix} file, which format={kind} makes")
-    if output.is_dir():
-        raise ValueError(f"output: {output} is a folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    here = differing(options) | {"trainer.accelerator": "cpu"}
+    trained = load_trained(options["checkpoint"], here, Console(stderr=True))
+    if trained.run.module.is_random:
+        raise ValueError("export: the genotype has noise, and no file gives the same scores twice")
+    name = "network-timm" if kind == "timm" else "network"
+    output = given or trained.run.folder.path / f"{name}{suffix}"
     network, description = trained.run.module.judged.float().eval(), _description(trained.run)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as room:
         made = Path(room) / output.name
         write(network, description, made)
-        images = _images(trained.run, most)
-        lines = _compared(kind, made, images, trained.run)
+        lines = _compared(kind, made, _images(trained.run, most), trained.run)
         made.replace(output)
     return "\n".join([f"exported   {output}, {output.stat().st_size / 1e6:.2f} MB", *lines])
 
@@ -150,10 +149,7 @@ def _compared(kind: str, file: Path, images: "NDArray[np.float32]", run: "TrainR
             f"({torch.get_num_threads()} threads, medians)"
         )
     if kind == "timm":
-        lines.append(
-            'in timm    import mae_nas.timm; timm.create_model("mae_nas", config=FILE, '
-            "checkpoint_path=FILE)"
-        )
+        lines.append('in timm    import mae_nas.timm; timm.create_model("mae_nas", genotype=FILE)')
     return lines
 
 

@@ -102,8 +102,8 @@ Common keys (KEY=VALUE):
   All keys: mae-nas train genotype=DARTS_V2 --cfg job
 
 Examples:
-  mae-nas train genotype=DARTS_V2 network=tiny recipe=quick
-  mae-nas train genotype=runs/search/... network=cifar data=cifar10 data.root=/data
+  mae-nas train genotype=DARTS_V2
+  mae-nas train genotype=runs/search/... network=cifar recipe=cifar data=cifar10 data.root=/data
   mae-nas train genotype=PDARTS network=small data=folder data.root=/images/train data.side=96
 
 Exit codes: 0 done, 1 failed, 2 configuration, 75 run it again, 130 Ctrl-C.

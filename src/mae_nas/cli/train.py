@@ -43,8 +43,6 @@ from mae_nas.search.optimizers import make_fused
 
 log = logging.getLogger("mae_nas")
 
-MOST_SHOWN = 20  # classes in the confusion matrix
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRoot(Root):
@@ -85,13 +83,16 @@ class TrainRun(Run[TrainReading]):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        return {"classes": json.dumps(self.data.classes)}
+        genotype = json.dumps(self.module.network.genotype.to_dict(), sort_keys=True)
+        return {"classes": json.dumps(self.data.classes), "genotype": genotype}
 
     def images(self, steps: int) -> float:
         return self.data.batch_size * steps
 
     def announce(self) -> None:
         announce_data(self)
+        if shared := self.data.shared:
+            log.warning("%s test images are training images as well", f"{shared:,}")
         module, size = self.module, self.place.size
         costs = measure_complexity(module.network.genotype, self.place)
         log.info(

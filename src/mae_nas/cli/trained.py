@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from mae_nas.cli.check import check
+from mae_nas.cli.drive import data_hash
 from mae_nas.cli.train import LAYOUT, TrainRun, prepare
 from mae_nas.runs.checkpoint import check_fits, read_checkpoint
 from mae_nas.runs.folder import RunFolder
@@ -60,11 +61,12 @@ def load_trained(text: str, given: Mapping[str, str], console: Console) -> Train
     checkpoint = folder.checkpoint if path.is_dir() else path
     saved = read_checkpoint(checkpoint)
     run = prepare(config, folder, console)
-    check_fits(saved, run.module.state_dict(), {"classes": run.identity["classes"]}, checkpoint)
+    identity = {**run.identity, "data_hash": data_hash(run.data)}
+    check_fits(saved, run.module.state_dict(), identity, checkpoint)
     run.module.load_state_dict(saved["state_dict"])
     device = torch.device(device_type(run.settings.accelerator))
     run.module.to(device)
-    run.data.use(device)
+    run.data.use(device, next(run.module.parameters()).dtype)
     return Trained(run, checkpoint, int(saved["global_step"]))
 
 

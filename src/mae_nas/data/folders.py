@@ -79,6 +79,7 @@ class ImageNet(ImageSource):
     fraction: float = 1.0
     cache: str | None = "auto"
 
+    has_test = True
     natural_side = 224
     natural_channels = 3
 
@@ -133,6 +134,7 @@ class Cifar(ImageSource):
     cache: str | None = "auto"
     crop_padding: int = 4
 
+    has_test = True
     natural_side = 32
     natural_channels = 3
     name: ClassVar[str]

@@ -12,10 +12,10 @@ from mae_nas import ranks
 from mae_nas.batch import Batch
 from mae_nas.data.gather import Cutter
 from mae_nas.data.pipeline import StepData
-from mae_nas.data.source import ImageSource, Progress
-from mae_nas.data.splits import Split, group_images
+from mae_nas.data.source import ImageSource
+from mae_nas.data.splits import Split, fitting, group_images
 from mae_nas.data.steps import TRAINING, BatchMaker
-from mae_nas.data.store import ImageStore
+from mae_nas.data.store import ImageStore, Moments
 from mae_nas.randomness import Purpose, derive_key, permutation
 
 _TEST_SHARE = 0.2
@@ -59,21 +59,12 @@ class LabelledData(StepData):
         self.validates = validates
         self._test: tuple[ImageStore, NDArray[np.int64]] | None = None
 
-    def load(self, on_progress: Progress | None = None, store: ImageStore | None = None) -> None:
-        own = self.source.load_test(on_progress) if self._test is None else None
-        if own is not None:
-            self._test = own, np.arange(len(own))
-        super().load(on_progress, store)
-        if own is not None:
-            # Normalised as the training images are, and their classes numbered alike.
-            self._test = _like(own, self.store), np.arange(len(own))
-
     @property
     def classes(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(self.store.classes)
 
-    def divide(self, store: ImageStore) -> Split:
+    def divide(self, store: ImageStore) -> tuple[ImageStore, Split]:
         if store.labels is None or len(store.classes) < 2:
             raise ValueError(
                 "data: its images have no labels; a network is trained on data=digits, cifar10, "
@@ -85,21 +76,41 @@ class LabelledData(StepData):
                 "the one with training images, and data.test=FOLDER for those with test images"
             )
         groups = group_images(store.files, self.source.group, store.digests)
-        rest = np.arange(len(store))
-        if self._test is None:
-            key = derive_key(Purpose.TEST_SPLIT)
-            test, rest = _parted(rest, groups, key, round(_TEST_SHARE * len(store)))
-            self._test = store, test
+        rest, test = np.arange(len(store)), self._own_test(store)
+        if test is None:
+            room = round(_TEST_SHARE * len(store))
+            tested, rest = _parted(rest, groups, derive_key(Purpose.TEST_SPLIT), room)
+            store = replace(store, moments=Moments.of_images(store, rest))
+            test = store, tested
         held_out = rest[:0]
         if self.validates:
             room = min(self.source.held_out, len(rest) // 10)
-            key = derive_key(self.seed, Purpose.SPLIT)
-            held_out, rest = _parted(rest, groups, key, room)
+            held_out, rest = _parted(rest, groups, derive_key(self.seed, Purpose.SPLIT), room)
         if len(rest) < self.batch_size:
             raise ValueError(
                 f"data.batch_size: {self.batch_size} does not fit {len(rest)} training images"
             )
-        return Split(weights=rest, architecture=rest[:0], held_out=held_out)
+        self._test = test
+        return store, Split(weights=rest, architecture=rest[:0], held_out=held_out)
+
+    def _own_test(self, store: ImageStore) -> tuple[ImageStore, NDArray[np.int64]] | None:
+        """The data set's test images; None if it has none and need not have."""
+        test = self.source.load_test()
+        if test is None and self.source.has_test:
+            raise FileNotFoundError(
+                "data.root: the training images are there, the test images are not (test/, or val/ "
+                "of ImageNet); data=folder would keep a fifth of the images for the test"
+            )
+        return None if test is None else (_like(test, store), np.arange(len(test)))
+
+    @property
+    def shared(self) -> int:
+        """Test images that are training images too, to the bit."""
+        assert self._test is not None
+        (test, tested), split = self._test, self.split
+        trained = np.concatenate([split.weights, split.held_out])
+        known = {digest.tobytes() for digest in self.store.digests[trained]}
+        return sum(digest.tobytes() in known for digest in test.digests[tested])
 
     def test_batches(self) -> Iterator[Batch]:
         """This rank's test images once, in nearly equal batches, with labels."""
@@ -128,11 +139,16 @@ def _parted(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Whole groups of `positions`, at most `room` images, drawn by `key`; and the rest."""
     _, numbers = np.unique(groups[positions], return_inverse=True)
-    order = permutation(int(numbers.max()) + 1, key).numpy()
-    sizes = np.bincount(numbers)[order]
-    chosen = order[np.cumsum(sizes) <= room]
-    is_chosen = np.isin(numbers, chosen)
-    return positions[is_chosen], positions[~is_chosen]
+    order = permutation(int(numbers.max()) + 1, key).tolist()
+    if len(order) < 2:
+        raise ValueError(
+            f"data.group: all {len(positions)} images are of one group, and none is left to judge "
+            "by: use data.group=none, or data.test"
+        )
+    members = [positions[numbers == group] for group in order]
+    chosen = fitting(members, room)
+    taken = np.isin(positions, np.concatenate([members[i] for i in sorted(chosen)]))
+    return positions[taken], positions[~taken]
 
 
 def _like(test: ImageStore, train: ImageStore) -> ImageStore:

@@ -72,19 +72,19 @@ class StepData(LightningDataModule, ABC):
         self.source, self.seed = source, seed
         self.batch_size, self.accumulate = batch_size, accumulate
         self.workers, self.resident = workers, resident
-        self._device = torch.device("cpu")
+        self._device, self._dtype = torch.device("cpu"), torch.float32
         self._loaded: tuple[ImageStore, Split] | None = None
         self._makers: dict[tuple[torch.device, torch.dtype, int], BatchMaker] = {}
 
     @abstractmethod
-    def divide(self, store: ImageStore) -> Split:
-        """Which images are for what; ValueError if they do not suffice."""
+    def divide(self, store: ImageStore) -> tuple[ImageStore, Split]:
+        """The images, and which are for what; ValueError if they do not suffice."""
 
     def load(self, on_progress: Progress | None = None, store: ImageStore | None = None) -> None:
         """Decode or read the images, unless `store` holds them, and split them, once."""
         if self._loaded is None:
             store = store or self.source.load(on_progress)
-            self._loaded = store, self.divide(store)
+            self._loaded = self.divide(store)
 
     def cut(self, batch_size: int, accumulate: int) -> Self:
         """The same images, loaded once for both, in other batches and in as many micro-batches."""
@@ -124,15 +124,16 @@ class StepData(LightningDataModule, ABC):
         """The trainer's device; without a trainer, the one of `use`."""
         return self.trainer.strategy.root_device if self.trainer else self._device
 
-    def use(self, device: torch.device) -> None:
-        """Make batches on `device` where no trainer says otherwise."""
-        self._device = device
+    def use(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make batches there, of that type, where no trainer says otherwise."""
+        self._device, self._dtype = device, dtype
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the images: float64 under 64-true, else float32."""
-        is_double = self.trainer is not None and self.trainer.precision == "64-true"
-        return torch.float64 if is_double else torch.float32
+        """Of the images: float64 under 64-true, else float32; without a trainer, that of `use`."""
+        if self.trainer is None:
+            return self._dtype
+        return torch.float64 if self.trainer.precision == "64-true" else torch.float32
 
     @property
     def is_resident(self) -> bool:
@@ -244,10 +245,10 @@ class SearchData(StepData):
         {"weights": "for weights", "architecture": "for architecture", "held_out": "held out"}
     )
 
-    def divide(self, store: ImageStore) -> Split:
+    def divide(self, store: ImageStore) -> tuple[ImageStore, Split]:
         split = split_images(self.source, store, self.seed)
         split.check_batch(self.batch_size)
-        return split
+        return store, split
 
 
 def _ignore_signals(_worker: int) -> None:

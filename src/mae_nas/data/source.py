@@ -39,6 +39,8 @@ class ImageSource(Checked):
     group: str = "none"
     held_out: int = 2000
 
+    has_test: ClassVar[bool] = False
+    """Whether it has test images of its own, without which no network is judged on it."""
     natural_side: ClassVar[int | None] = None
     natural_channels: ClassVar[int | None] = None
 

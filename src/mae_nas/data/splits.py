@@ -63,7 +63,7 @@ def split_images(source: ImageSource, store: ImageStore, seed: int) -> Split:
     # The cut that is nearest to the half, leaving two groups for the other side.
     ends = np.cumsum([len(group) for group in members])
     cut = int(np.argmin(np.abs(ends[:-2] - len(store) / 2))) + 1
-    held_out = _held_out(members[cut:], min(source.held_out, max(1, len(store) // _HELD_OUT_SHARE)))
+    held_out = fitting(members[cut:], min(source.held_out, max(1, len(store) // _HELD_OUT_SHARE)))
     architecture = [group for i, group in enumerate(members[cut:]) if i not in held_out]
     return Split(
         weights=np.concatenate(members[:cut]),
@@ -72,7 +72,7 @@ def split_images(source: ImageSource, store: ImageStore, seed: int) -> Split:
     )
 
 
-def _held_out(groups: Sequence[NDArray[np.int64]], room: int) -> set[int]:
+def fitting(groups: Sequence[NDArray[np.int64]], room: int) -> set[int]:
     """Groups from the end as far as they fit; the smallest one if none does."""
     chosen: set[int] = set()
     for i in range(len(groups) - 1, 0, -1):

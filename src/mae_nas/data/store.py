@@ -30,6 +30,25 @@ class Moments:
     high: float
 
     @classmethod
+    def of_images(cls, store: "ImageStore", positions: NDArray[np.int64]) -> Self:
+        """Of some of a store's images, as `of` measures a table."""
+        total, count = np.zeros(store.channels), 0
+        low, high = np.inf, -np.inf
+        for position in positions:
+            values = store[position].reshape(-1, store.channels).astype(np.float64)
+            total, count = total + values.sum(axis=0), count + len(values)
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+        mean = total / count
+        square = np.zeros(store.channels)
+        for position in positions:
+            values = store[position].reshape(-1, store.channels).astype(np.float64)
+            square += ((values - mean) ** 2).sum(axis=0)
+        std = np.sqrt(square / count)
+        std[std == 0] = 1.0
+        shift = shift_of(store.pixels)
+        return cls(mean + shift, std, low + shift, high + shift)
+
+    @classmethod
     def of(cls, pixels: NDArray[np.generic]) -> Self:
         """Measure a (P, C) table in two passes, since one pass cancels for large means."""
         total, square = np.zeros((2, pixels.shape[1]))

@@ -73,7 +73,7 @@ class DerivedCell(nn.Module):
         y = operation(x, None, None)
         if keep is None or isinstance(operation, Skip):  # an identity is never dropped
             return y
-        return y * keep[number, :, None, None, None]
+        return y * keep[number, :, None, None, None].to(y.dtype)  # or half precision would end here
 
     def _nothing(self, last: Tensor) -> Tensor:
         """A node that is fed by `none` alone."""

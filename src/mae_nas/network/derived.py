@@ -109,7 +109,8 @@ class DerivedNetwork(nn.Module):
             is_normed_twice = size.stem != "imagenet"
             self.auxiliary_head = AuxiliaryHead(info.channels, cells, classes, is_normed_twice)
         # Much faster on a CPU, as in the supernet, and with tensor cores.
-        self.to(memory_format=torch.channels_last)
+        self.layout = torch.channels_last
+        self.to(memory_format=self.layout)
 
     @property
     def paths(self) -> int:
@@ -151,7 +152,7 @@ class DerivedNetwork(nn.Module):
             assert isinstance(cell, DerivedCell)
             return cell(before_last, last, next(kept))
 
-        image = image.contiguous(memory_format=torch.channels_last)
+        image = image.contiguous(memory_format=self.layout)
         stem = self.backbone.stem(image, None)
         return self.backbone.run([DenseState(state) for state in stem], step)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae_nas.genotype import Genotype
-from mae_nas.network.complexity import Place
+from mae_nas.network.complexity import WIDEST, Place
 from mae_nas.network.derived import DerivedNetwork, NetworkSize
 from mae_nas.network.folding import folded
 
@@ -48,7 +48,7 @@ class Description:
 
     def to_json(self) -> str:
         """As it stands in a file; `interpolation` is how images are brought to the side."""
-        facts = asdict(self) | {"genotype": self.genotype.to_dict(), "interpolation": "bicubic"}
+        facts = asdict(self) | {"genotype": self.genotype.to_dict(), "interpolation": "bilinear"}
         return json.dumps({"format": "mae_nas.network/1", **facts})
 
     @staticmethod
@@ -60,14 +60,21 @@ class Description:
                 raise ValueError("another format")
             place = facts["place"]
             size = NetworkSize(**place.pop("size"))
-            return Description(
-                Place(size, **place),
+            numbers = [int(place[key]) for key in ("channels", "side", "classes")]
+            if not all(0 < n <= WIDEST for n in (*numbers, size.width, size.depth)):
+                raise ValueError("a size out of range")
+            found = Description(
+                Place(size, *numbers),
                 Genotype.from_dict(facts["genotype"]),
                 tuple(map(str, facts["classes"])),
                 tuple(map(float, facts["mean"])),
                 tuple(map(float, facts["std"])),
                 float(facts["scale"]),
             )
+            counts = len(found.mean), len(found.std), len(found.classes)
+            if counts != (numbers[0], numbers[0], numbers[2]):
+                raise ValueError("as many means as channels, and names as classes, were wanted")
+            return found
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not the description of a network ({error})") from None
 
@@ -164,7 +171,10 @@ def load_safetensors(file: Path) -> tuple[DerivedNetwork, Description]:
     place = description.place
     network = place.network(description.genotype)
     network.auxiliary_head = None
-    network.load_state_dict(load_file(file))
+    weights, state = load_file(file), network.state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in state.items()}:
+        raise ValueError(f"{file}: its tensors are not those that it describes, or are timm's")
+    network.load_state_dict(weights)
     return network.eval(), description
 
 
@@ -185,7 +195,7 @@ def reload(kind: str, file: Path) -> Callable[[NDArray[np.float32]], NDArray[np.
 
         import mae_nas.timm  # noqa: F401 - registers the model
 
-        network = timm.create_model("mae_nas", config=str(file), checkpoint_path=str(file)).eval()
+        network = timm.create_model("mae_nas", genotype=str(file)).eval()
     else:
         network = load_safetensors(file)[0]
 
@@ -202,7 +212,8 @@ def in_fresh_process(kind: str, file: Path, images: Path, scores: Path) -> None:
     Raises:
         ValueError: it could not, in one line.
     """
-    words = [sys.executable, "-m", "mae_nas.network.export", kind, file, images, scores]
+    # -P: not what lies in the current folder.
+    words = [sys.executable, "-P", "-m", "mae_nas.network.export", kind, file, images, scores]
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, check=False
     )

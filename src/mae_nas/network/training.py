@@ -37,8 +37,9 @@ class Recipe(Checked):
         auxiliary: weight of the auxiliary head's loss, where the network has one.
         label_smoothing: share of the target that all classes have alike.
         mixup, cutmix: parameter a of Beta(a, a); 0 for none. Not of the papers.
-        ema: share that the average of the weights keeps at each step, e.g. 0.9999; it is then the
-            average that is judged and saved beside. 0 for none. Not of the papers.
+        ema: share that the average of the weights keeps at each step, e.g. 0.9999, less in the
+            first steps; it is then the average that is judged, with the statistics of the
+            present weights. 0 for none. Not of the papers.
         validates: judge by held-out training images (`data.held_out`) during training, so that
             something can be chosen; the test images are then seen once, at the end.
     """
@@ -160,7 +161,15 @@ class TrainModule(StepModule):
         super().__init__(epochs, steps_per_epoch, recipe.grad_clip)
         self.network, self.recipe = network, recipe
         self.average = copy.deepcopy(network).requires_grad_(False) if recipe.ema else None
-        self.compiles = compiles
+        self.compiles, self._is_hardest = compiles, False
+
+    def work_hardest(self) -> None:
+        self._is_hardest = True
+
+    @property
+    def _ramp(self) -> float:
+        """Of drop path's probability: from 0 towards 1 with the epochs."""
+        return 1.0 if self._is_hardest else self.epoch / self.epochs
 
     @cached_property
     def _scores(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -215,7 +224,7 @@ class TrainModule(StepModule):
         if recipe.cutout:
             batch = batch._replace(image=cutout(batch, recipe.cutout))
         mixed = mix(batch, recipe.mixup, recipe.cutmix)
-        keep = keep_paths(batch, self.network.paths, recipe.drop_path * self.epoch / self.epochs)
+        keep = keep_paths(batch, self.network.paths, recipe.drop_path * self._ramp)
         main, auxiliary = self._scores(mixed.image, keep)
         entropy = partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
 
@@ -242,6 +251,7 @@ class TrainModule(StepModule):
         with evaluating(self):
             for batch in batches:
                 assert batch.label is not None
+                self.seed_noise(batch)
                 scores = self.judged(batch.image)
                 wide = scores if scores.dtype == torch.float64 else scores.float()
                 losses.append(functional.cross_entropy(wide, batch.label))
@@ -258,7 +268,8 @@ class TrainModule(StepModule):
     @torch.no_grad()
     def _follow(self, average: DerivedNetwork) -> None:
         """The average moves towards the weights; statistics are the network's own."""
-        keep = self.recipe.ema
+        # As much as it has seen, at first: it would else remember the start.
+        keep = min(self.recipe.ema, self.global_step / (self.global_step + 10))
         mine: list[Tensor] = list(average.parameters())
         theirs: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(mine, theirs, 1 - keep)

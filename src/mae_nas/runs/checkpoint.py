@@ -79,7 +79,7 @@ def check_fits(
         path: for the error.
     """
     names = {"config_hash": "configuration", "data_hash": "set of images"}
-    names["classes"] = "set of classes"
+    names |= {"classes": "set of classes", "genotype": "genotype"}
     for key, value in identity.items():
         if checkpoint.get(key) != value:
             raise ValueError(f"{path}: belongs to a run with another {names[key]}")

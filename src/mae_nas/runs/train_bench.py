@@ -1,0 +1,106 @@
+"""How fast a training step of a found network is, beside the step as it is usually written."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mae_nas.batch import Batch
+from mae_nas.genotype import Genotype
+from mae_nas.network.complexity import Place, kept_bytes
+from mae_nas.network.regularisers import cutout, keep_paths
+from mae_nas.search.optimizers import make_fused
+
+
+@dataclass(frozen=True)
+class TrainWay:
+    """A way to compute a step.
+
+    Args:
+        layout: of weights and images in memory.
+        foreach: False: the optimizer steps a tensor at a time; None: as a training steps.
+    """
+
+    layout: torch.memory_format
+    foreach: bool | None
+
+
+TRAIN_WAYS: Mapping[str, TrainWay] = {
+    "plain": TrainWay(torch.contiguous_format, foreach=False),
+    "ours": TrainWay(torch.channels_last, foreach=None),
+}
+"""`plain` is the step of published code: channels first, the optimizer tensor by tensor."""
+
+
+def compare_training(
+    genotype: Genotype, place: Place, batch: int, repeats: int, on_step: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """A row for each way: seconds of the processor, ratio to `plain`, images a second, memory.
+
+    Args:
+        genotype: of the network.
+        place: its size and images.
+        batch: images of a step, cutout, drop path, both heads, clipping and optimizer included.
+        repeats: rounds in which both ways take their turn; times are medians.
+        on_step: called after each timed step.
+    """
+    steps = {name: _TrainStep(way, genotype, place, batch) for name, way in TRAIN_WAYS.items()}
+    kept = {name: kept_bytes(step.loss, step.weights) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()  # untimed: it makes the optimizer's state
+    for _ in range(repeats):
+        for name, step in steps.items():
+            began = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - began)
+            on_step()
+    plain = statistics.median(seconds["plain"])
+    return [
+        {
+            "name": name,
+            "seconds": (median := statistics.median(taken)),
+            "least": min(taken),
+            "most": max(taken),
+            "ratio": plain / median,
+            "images_per_second": batch / median,
+            "kept_mb": kept[name] / 1e6,
+        }
+        for name, taken in seconds.items()
+    ]
+
+
+class _TrainStep:
+    """One step, by one way."""
+
+    def __init__(self, way: TrainWay, genotype: Genotype, place: Place, batch: int) -> None:
+        torch.manual_seed(0)
+        self.network = place.network(genotype).to(memory_format=way.layout)
+        self.network.layout = way.layout
+        self.weights: Sequence[nn.Parameter] = list(self.network.parameters())
+        options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 3e-4, "foreach": way.foreach}
+        self.optimizer = make_fused(partial(torch.optim.SGD, lr=0.025, **options), self.weights)
+        images = torch.randn(batch, place.channels, place.side, place.side)
+        self.labels = torch.arange(batch) % place.classes
+        self.batch = Batch(images, torch.arange(batch), 1)
+
+    def loss(self) -> Tensor:
+        image = cutout(self.batch, 16)
+        keep = keep_paths(self.batch, self.network.paths, 0.1)
+        main, auxiliary = self.network.scores(image, keep)
+        loss = functional.cross_entropy(main, self.labels)
+        if auxiliary is None:
+            return loss
+        return loss + 0.4 * functional.cross_entropy(auxiliary, self.labels)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        nn.utils.clip_grad_norm_(self.weights, 5.0)
+        self.optimizer.step()
