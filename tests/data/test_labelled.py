@@ -148,6 +148,7 @@ def test_a_set_with_test_images_of_its_own_is_not_judged_without(
     [
         (lambda _: Synthetic(images=40), "data: its images have no labels; a network is trained"),
         (lambda f: folder(f("x", {"train": 9, "test": 5})), "data.root: its folders are test, tr"),
+        (lambda f: folder(f("x", {"a": 9})), "data: all images are of one class, a; two or more"),
         (lambda f: folder(f("x", {"a": 9, "b": 2}), batch_size=50), "data.batch_size: 50 does not"),
         (
             lambda f: folder(f("x", {"a": 9, "b": 9}), test=str(f("y", {"c": 2, "a": 1}))),

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mae_nas.cli.main import main
 from mae_nas.genotype import PUBLISHED
@@ -78,6 +80,13 @@ def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
     tested = json.loads(capsys.readouterr().out)
     for key in ("test_top1", "test_top5", "test_loss", "test_top1_by_class", "test_images"):
         assert tested[key] == record[key], key  # to the last digit
+    assert main(["report", "run"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    for shown in ("Training run", f"{record['test_top1']:.4g}", "mae-nas train genotype=DARTS_V1"):
+        assert shown in page
+    assert "genotype.json" not in page
+    assert main(["report", "run", "output=."]) == 2
+    assert capsys.readouterr().err == "mae-nas: output: . is a folder; name a file in it\n"
     assert main(["runs", ".", "format=json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
     shown = (listed["state"], listed["step"], listed["top1"], listed["loss"])
@@ -183,6 +192,25 @@ def test_mistakes_are_told_in_one_line_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_classes_without_test_images_are_told(
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, (part, label) in enumerate((p, c) for p in ("train", "test") for c in "abc"):
+        if (part, label) != ("test", "b"):
+            (tmp_path / part / label).mkdir(parents=True)
+        for i in range(0 if (part, label) == ("test", "b") else 8):
+            pixels = np.full((16, 16), 20 * place + i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
+    words = ["data=folder", "data.root=train", "data.test=test", "data.channels=1", "data.side=16"]
+    words += ["data.cache=null", "data.batch_size=8", "trainer.max_steps=2", "hydra.run.dir=run"]
+    assert train(*words) == 0
+    assert "no test images of b" in capsys.readouterr().out
+    shares = summary(tmp_path / "run")["test_top1_by_class"]
+    assert (shares["b"], shares["a"] is None) == (None, False)
+    assert main(["test", "checkpoint=run"]) == 0
+    assert " b " not in capsys.readouterr().out.splitlines()[1]
+
+
 def test_other_runs_and_other_classes_are_refused(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +222,7 @@ def test_other_runs_and_other_classes_are_refused(
     checkpoint = saved(tmp_path / "run")
     lines = {
         "checkpoint=nowhere": "checkpoint: nowhere does not exist",
+        "checkpoint=run/summary.json": "checkpoint: run/summary.json is not a checkpoint in a run",
         "": "checkpoint: needed",
         "checkpoint=other": "other/checkpoints/last.ckpt: belongs to a run with another genotype",
     }

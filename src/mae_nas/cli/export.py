@@ -1,5 +1,6 @@
 """`mae-nas export`: a trained network as a file that others can use, proved in a fresh process."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +73,9 @@ def export(arguments: Sequence[str]) -> str:
         made = Path(room) / output.name
         write(network, description, made)
         lines = _compared(kind, made, _images(trained.run, most), trained.run)
+        mask = os.umask(0)
+        os.umask(mask)
+        made.chmod(0o666 & ~mask)  # as any file; safetensors' own are the user's alone
         made.replace(output)
     return "\n".join([f"exported   {output}, {output.stat().st_size / 1e6:.2f} MB", *lines])
 

@@ -67,6 +67,36 @@ COSTS = {
     "decoder, parameters": "costs.decoder.parameters",
     "decoder, multiply-adds an image": "costs.decoder.multiply_adds",
 }
+TRAINED = {
+    "genotype": "genotype",
+    "width": "network.width",
+    "cells": "network.depth",
+    "stem": "network.stem",
+    "images from": "data._target_",
+    "batch": "data.batch_size",
+    "learning rate": "recipe.optimizer.lr",
+    "drop path": "recipe.drop_path",
+    "cutout, pixels": "recipe.cutout",
+    "seed": "seed",
+}
+TESTED = {
+    "accuracy after the last epoch": "test_top1",
+    "among the first five": "test_top5",
+    "loss": "test_loss",
+    "images": "test_images",
+}
+TRAIN_COSTS = {
+    "epochs": "epochs",
+    "wall time": "wall_seconds",
+    "images per second": "images_per_second",
+    "peak memory, bytes": "peak_memory_bytes",
+    "parameters": "costs.params",
+    "multiply-adds an image": "costs.macs",
+}
+TRAIN_PICTURES = {
+    "curves": "Loss and accuracy over the epochs",
+    "classes": "Accuracy by class, worst first, and what each class is taken for",
+}
 PAPER = {
     "decoder": "The paper, Table 3 (CIFAR-10, whole searches): with the hierarchical decoder 1 "
     "skip at mask ratios .2, .4, .6 and .8; without it 8, 6, 2 and 1. These are the paper's "
@@ -108,6 +138,8 @@ def report(arguments: Sequence[str]) -> str:
             below = f"; mae-nas runs {folder} lists runs below it" if folder.is_dir() else ""
             raise ValueError(f"{folder}: not the folder of a run or of a sweep{below}")
     output = Path(given.options["output"] or folders[0] / "report.html")
+    if output.is_dir():
+        raise ValueError(f"output: {output} is a folder; name a file in it")
     write_text(output, page([section for folder in folders for section in _sections(folder)]))
     return f"report: {output}"
 
@@ -126,7 +158,12 @@ def _printable(value: object) -> object:
 
 
 def _sections(folder: Path) -> Iterator[Section]:
-    yield _sweep(folder) if (folder / "sweep.csv").exists() else _run(folder)
+    if (folder / "sweep.csv").exists():
+        yield _sweep(folder)
+    else:
+        missing = list[str]()
+        is_training = find(_config(folder / "config.json", missing), "recipe") is not ABSENT
+        yield _training(folder) if is_training else _run(folder)
 
 
 def _sweep(folder: Path) -> Section:
@@ -202,10 +239,8 @@ def _run(path: Path) -> Section:
     verdict |= {"at step": _said(reading, "step")} | ({"why": state.reason} if state.reason else {})
     overrides = find(summary, "overrides")
     given = [str(word) for word in overrides] if isinstance(overrides, list) else None
-    if foreign := [
-        w for w in given or () if "_target_=" in w and not w.partition("=")[2].startswith(OWN)
-    ]:
-        missing.append(f"command: it names code that is not mae_nas's: {', '.join(foreign)}")
+    if foreign := _foreign(given or ()):
+        missing.append(f"command: it names code that is not mae_nas's: {foreign}")
         given = None
     return Section(
         title=f"Run {path.name}",
@@ -213,21 +248,60 @@ def _run(path: Path) -> Section:
             "Result": {**verdict, **skips, **losses},
             "What was searched": {name: _said(config, key) for name, key in SEARCHED.items()},
             "Cost": {name: _said(summary, key) for name, key in COSTS.items()},
-            "Environment": {
-                "backend": _said(summary, "backend"),
-                "device": _said(summary, "device.name"),
-                "threads": _said(summary, "device.threads"),
-                "commit": _said(summary, "git.commit")[:12],
-                **{name: _said(value, "") for name, value in leaves(find(summary, "versions"))},
-            },
+            "Environment": _environment(summary),
         },
         head=("cell alone, of this width and depth", "parameters", "multiply-adds", "normal skips"),
         rows=_complexity(folder, config, summary, missing),
         pictures=_pictures(folder.plots, PICTURES, missing),
         notes=(),
         missing=missing,
-        command="" if given is None else _command(given),
+        command="" if given is None else _command("search", given),
     )
+
+
+def _training(path: Path) -> Section:
+    folder, missing = RunFolder(path), list[str]()
+    config, summary = _config(folder.config, missing), _read(folder.summary, missing)
+    state = look(path)
+    shares = find(summary, "test_top1_by_class")
+    rows = [[str(name), _said(value, "")] for name, value in leaves(shares) if name]
+    overrides = find(summary, "overrides")
+    given = [str(word) for word in overrides] if isinstance(overrides, list) else None
+    if given is not None and _foreign(given):
+        missing.append(f"command: it names code that is not mae_nas's: {_foreign(given)}")
+        given = None
+    return Section(
+        title=f"Training {path.name}",
+        facts={
+            "Result": {"state": state.state} | ({"why": state.reason} if state.reason else {}),
+            "On the test images": {name: _said(summary, key) for name, key in TESTED.items()},
+            "What was trained": {name: _said(config, key) for name, key in TRAINED.items()},
+            "Cost": {name: _said(summary, key) for name, key in TRAIN_COSTS.items()},
+            "Environment": _environment(summary),
+        },
+        head=("class", "share of its test images that is right") if rows else (),
+        rows=rows,
+        pictures=_pictures(folder.plots, TRAIN_PICTURES, missing),
+        notes=(),
+        missing=missing,
+        command="" if given is None else _command("train", given),
+    )
+
+
+def _environment(summary: object) -> dict[str, str]:
+    return {
+        "backend": _said(summary, "backend"),
+        "device": _said(summary, "device.name"),
+        "threads": _said(summary, "device.threads"),
+        "commit": _said(summary, "git.commit")[:12],
+        **{name: _said(value, "") for name, value in leaves(find(summary, "versions"))},
+    }
+
+
+def _foreign(overrides: Sequence[str]) -> str:
+    """Classes that are not ours, of a command that a stranger's file says."""
+    named = [word for word in overrides if "_target_=" in word]
+    return ", ".join(word for word in named if not word.partition("=")[2].startswith(OWN))
 
 
 def _complexity(
@@ -272,10 +346,10 @@ def _count(tree: object, key: str, most: int = WIDEST) -> int:
     return value if isinstance(value, int) and 0 < value <= most else 0
 
 
-def _command(overrides: Sequence[str]) -> str:
-    """That makes the same search anew, wherever it went and whatever it continued."""
+def _command(name: str, overrides: Sequence[str]) -> str:
+    """That makes the same run anew, wherever it went and whatever it continued."""
     words = [word for word in overrides if not word.lstrip("+~").startswith(("hydra.", "resume="))]
-    return shlex.join(["mae-nas", "search", *words])
+    return shlex.join(["mae-nas", name, *words])
 
 
 def _pictures(

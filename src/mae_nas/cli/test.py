@@ -31,6 +31,7 @@ def test(arguments: Sequence[str]) -> str:
     facts = trained.run.results()
     if options["format"] == "json":
         return json.dumps(facts | {"step": trained.step}, indent=1)
-    worst = sorted((share, name) for name, share in facts["test_top1_by_class"].items())[:5]
+    by_class = facts["test_top1_by_class"].items()
+    worst = sorted((share, name) for name, share in by_class if share is not None)[:5]
     said = f"{accuracy_in_words(facts)}, loss {facts['test_loss']:.4f}, step {trained.step:,}"
     return f"{said}\nworst      {', '.join(f'{name} {share:.1%}' for share, name in worst)}"

@@ -147,7 +147,12 @@ class TrainRun(Run[TrainReading]):
             "test_top5": found.top5 / found.images,
             "test_loss": found.loss,
             "test_images": found.images,
-            "test_top1_by_class": dict(zip(self.data.classes, right.tolist(), strict=True)),
+            "test_top1_by_class": {
+                name: share if images else None  # of a class without test images
+                for name, share, images in zip(
+                    self.data.classes, right.tolist(), confusion.sum(1).tolist(), strict=True
+                )
+            },
         }
 
     def record(self, readings: Sequence[TrainReading]) -> dict[str, object]:
@@ -162,6 +167,9 @@ class TrainRun(Run[TrainReading]):
 
     def close(self, record: Mapping[str, Any], readings: Sequence[TrainReading]) -> None:
         log.info("%s after %d steps", accuracy_in_words(record), readings[-1].step)
+        absent = [name for name, share in record["test_top1_by_class"].items() if share is None]
+        if absent:
+            log.warning("no test images of %s", ", ".join(absent[:5]))
         log.info("network    %s", self.folder.checkpoint)
         log.info("pictures   %s: curves.png, classes.png", self.folder.plots)
 
@@ -169,8 +177,8 @@ class TrainRun(Run[TrainReading]):
 def accuracy_in_words(facts: Mapping[str, Any]) -> str:
     """Of `TrainRun.results`."""
     top1, top5 = 100 * facts["test_top1"], 100 * facts["test_top5"]
-    images = f"{facts['test_images']:,} images"
-    return f"test accuracy {top1:.2f} % (top 5 {top5:.2f} %) of {images}"
+    also = f" (top 5 {top5:.2f} %)" if len(facts["test_top1_by_class"]) > 5 else ""
+    return f"test accuracy {top1:.2f} %{also} of {facts['test_images']:,} images"
 
 
 def judge(config: Config, broken: Collection[str]) -> list[str]:

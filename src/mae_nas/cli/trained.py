@@ -50,6 +50,8 @@ def load_trained(text: str, given: Mapping[str, str], console: Console) -> Train
     path = Path(text)
     if not path.exists():
         raise ValueError(f"checkpoint: {path} does not exist; name a run folder or a checkpoint")
+    if path.is_file() and path.parent.name != "checkpoints":
+        raise ValueError(f"checkpoint: {path} is not a checkpoint in a run folder (checkpoints/)")
     folder = RunFolder(path if path.is_dir() else path.parent.parent)
     config: dict[str, Any] = dict(folder.read_config())
     if "recipe" not in config:

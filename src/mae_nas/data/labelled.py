@@ -65,7 +65,11 @@ class LabelledData(StepData):
         return tuple(self.store.classes)
 
     def divide(self, store: ImageStore) -> tuple[ImageStore, Split]:
-        if store.labels is None or len(store.classes) < 2:
+        if len(store.classes) == 1:
+            raise ValueError(
+                f"data: all images are of one class, {store.classes[0]}; two or more are needed"
+            )
+        if store.labels is None or not store.classes:
             raise ValueError(
                 "data: its images have no labels; a network is trained on data=digits, cifar10, "
                 "cifar100, imagenet, or on data=folder with a folder for each class"

@@ -37,6 +37,10 @@ def plot_curves(rows: Rows, readings: Rows, folder: str | Path) -> list[Path]:
         axes.set(xlabel="epoch", title=name)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
+    # A wild reading of the first epochs may lie far above everything else.
+    late = _numbers(readings, "loss")[len(readings) // 5 :]
+    shown = [loss for loss in (*_numbers(rows, "weight_loss"), *late) if np.isfinite(loss)] or [1.0]
+    left.set_ylim(0, 1.08 * max(shown))
     left.set_ylabel("cross entropy (training: with auxiliary head)")
     right.set_ylabel("share of images")
     right.set_ylim(0, 1)
