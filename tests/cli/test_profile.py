@@ -61,14 +61,14 @@ def test_a_small_network_is_timed_beside_others(capsys: pytest.CaptureFixture[st
 
 
 def test_the_widest_network_within_a_budget_is_found(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["genotype=DARTS_V2", "max_macs=100", "speed=false", "format=json"]
+    small = ["genotype=DARTS_V2", "network.depth=3", "speed=false", "format=json"]
+    words = [*small, "max_macs=100"]
     assert main(["profile", *words]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["macs"] <= 100e6
     assert found["network"]["width"] % 2 == 0
     wider = found["network"]["width"] + 2
-    words = ["genotype=DARTS_V2", f"network.width={wider}", "speed=false", "format=json"]
-    assert main(["profile", *words]) == 0
+    assert main(["profile", *small, f"network.width={wider}"]) == 0
     assert json.loads(capsys.readouterr().out)["macs"] > 100e6
 
 
@@ -82,7 +82,7 @@ def test_the_widest_network_within_a_budget_is_found(capsys: pytest.CaptureFixtu
         (["genotype=DARTS_V2", "network.width=x"], "network.width=x: must be a whole number"),
         (["genotype=DARTS_V2", "network.stem=x"], "stem 'x': must be cifar, small or imagenet"),
         (["genotype=DARTS_V2", "side=33"], "side 33 is not a multiple of 4"),
-        (["genotype=DARTS_V2", "max_macs=0.1"], "max_macs 0.1: at width 2"),
+        (["genotype=DARTS_V2", "network.depth=3", "max_macs=0.1"], "max_macs 0.1: at width 2"),
         (["genotype=DARTS_V2", "max_macs=6e8"], "max_macs=6e8: is in millions"),
         (["genotype=DARTS_V2", "speed=maybe"], "speed=maybe: use true or false"),
         (["genotype=DARTS_V2", "beside=resnet19"], "beside: resnet19: timm has no such model"),

@@ -167,6 +167,7 @@ def test_what_cannot_be_trained_on_is_refused(
         loaded(source(class_folders))
 
 
+@pytest.mark.slow
 def test_cifar_has_its_own_test_images(data_root: Path, tmp_path: Path) -> None:
     data = loaded(Cifar10(root=str(data_root), cache=str(tmp_path)))
     assert len(data.split.weights) == 50000

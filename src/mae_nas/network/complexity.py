@@ -143,9 +143,8 @@ def complexity_of(make: Callable[[], nn.Module], channels: int, side: int) -> Co
     with torch.device("meta"):
         network = make().eval()
         image = torch.empty(1, channels, side, side)
-        macs = count_multiply_adds(lambda: network(image))
         with _Elements() as counted:
-            network(image)
+            macs = count_multiply_adds(lambda: network(image))
     head = getattr(network, "auxiliary_head", None) or nn.Identity()
     both = count_parameters(network)
     with_pools = macs + 4 * counted.averaged
