@@ -18,6 +18,7 @@ from mae_nas.supernet.depthwise import cpp
 SPACES: dict[str, Callable[[], SearchSpace]] = {"s0": S0, "s1": S1, "s2": S2, "s3": S3, "s4": S4}
 MIXTURES = ("softmax", "one-hot", "sigmoid", "signed")
 PATCHES = {"cifar": (None, 2, 4, 8), "small": (None, 2, 4, 8, 16), "imagenet": (None, 2, 4, 8, 16)}
+BY_DEFAULT = "fused-torch" if cpp.library() is None else "fused-cpp"
 Both = Callable[..., tuple[Supernet, Supernet]]
 Passes = Callable[..., tuple[list[Tensor], list[Tensor]]]
 Check = Callable[..., None]
@@ -102,6 +103,7 @@ def test_an_image_that_shows_more_than_another_is_computed_densely(
     visible = VisibleMap(hidden, 8)
     expected, gradients = passes(reference, scores, "softmax", image, visible)
     features, ours = passes(fused, scores, "softmax", image, visible)
+    assert fused.implementation == BY_DEFAULT
     for one, other in zip([*features, *ours], [*expected, *gradients], strict=True):
         assert (one - other).abs().max() < 1e-10
 
@@ -134,6 +136,7 @@ def test_gradients_of_one_image_may_lie_channels_first(
         features = net(image, mixtures)
         loss = torch.stack([(f.flatten(1) ** 2).sum() for f in features]).sum()  # channels first
         gradients.append(torch.autograd.grad(loss, list(net.parameters()), retain_graph=True))
+    assert fused.implementation == (BY_DEFAULT if compiles else "fused-torch")
     for ours, theirs in zip(*gradients, strict=True):
         assert ours is theirs is None or (ours - theirs).abs().max() < 1e-9 * (
             1 + theirs.abs().max()
@@ -154,6 +157,7 @@ def test_gradients_are_those_of_numerical_differences(both: Both) -> None:
         return torch.stack([(f * p).mean() for f, p in zip(features, probe, strict=True)]).sum()
 
     gradients = torch.autograd.grad(loss(), chosen)
+    assert fused.implementation == BY_DEFAULT
     for variable, gradient in zip(chosen, gradients, strict=True):
         direction = torch.randn_like(variable)
         with torch.no_grad():
@@ -187,6 +191,9 @@ def test_rounding_is_no_more_than_five_times_the_references(
         net.load_state_dict({k: v.float() for k, v in exact_values.items()})
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             ours, found = passes(net, scores, "softmax", image, visible)
+        by_torch = "fused-torch"  # the kernel computes in float32 and wider
+        wanted = "reference" if cell is ReferenceCell else by_torch if is_half else BY_DEFAULT
+        assert net.implementation == wanted
         errors, kinds = [], len(CELL_KINDS)
         pairs = ((ours, features), (found[:kinds], gradients[:kinds]))
         for ours, theirs in (*pairs, (found[kinds:], gradients[kinds:])):

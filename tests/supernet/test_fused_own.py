@@ -135,5 +135,6 @@ def test_weights_of_another_precision_and_an_operation_of_ones_own_under_autocas
         mixtures = {kind: Mixture(value) for kind, value in scores.items()}
         features = fused(torch.randn(4, 3, 8, 8), mixtures)
         loss = torch.stack([f.float().square().mean() for f in features]).sum()
+    assert fused.implementation == "fused-torch"
     gradients = torch.autograd.grad(loss, [*scores.values(), *fused.parameters()])
     assert all(gradient.isfinite().all() for gradient in gradients)
