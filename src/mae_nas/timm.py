@@ -15,11 +15,8 @@ from torch import Tensor, nn
 
 from mae_nas.backbone import StemName
 from mae_nas.genotype import Genotype, read_genotype
-from mae_nas.network.derived import DerivedNetwork, NetworkSize
+from mae_nas.network.derived import SIDES, DerivedNetwork, NetworkSize
 from mae_nas.network.export import described
-
-SIDES = {"cifar": 32, "small": 64, "imagenet": 224}
-"""Of images for each stem, in pixels, where nobody says: of consequence for `input_size` alone."""
 
 
 class MaeNas(nn.Module):

@@ -106,6 +106,16 @@ def test_an_exported_file_says_all_that_timm_needs(tmp_path: Path) -> None:
     torch.testing.assert_close(other(image), network(image))
 
 
+def test_layers_are_matched_in_order_for_rates_that_fall_with_depth() -> None:
+    model = timm.create_model("mae_nas", num_classes=3, **SMALL)
+    groups = timm.models.group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(groups) == {name for name, _ in model.named_parameters()}
+    places = [groups[f"network.backbone.cells.{i}.preprocess1.conv.weight"] for i in range(5)]
+    assert places == sorted(set(places))
+    assert groups["network.backbone.stem.conv0.weight"] < places[0]
+    assert groups["network.classifier.weight"] > places[-1]
+
+
 def test_what_is_not_there_is_refused() -> None:
     grey = timm.create_model("mae_nas", in_chans=1, **SMALL)
     assert grey.pretrained_cfg["input_size"] == (1, 32, 32)

@@ -21,7 +21,7 @@ from mae_nas.cli.run import Config
 from mae_nas.data import ImageSource
 from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
-from mae_nas.masking import Masking
+from mae_nas.masking import Masking, synchronise
 from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.loggers import LoggerSettings
@@ -30,6 +30,7 @@ from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precisio
 from mae_nas.search import BilevelSettings
 from mae_nas.search.optimizers import check_unrollable, make_fused
 from mae_nas.spaces import SearchSpace
+from mae_nas.stepping import StepModule
 from mae_nas.supernet import SupernetSize
 
 log = logging.getLogger("mae_nas")
@@ -71,6 +72,17 @@ def settle_precision(config: Config) -> None:
     trainer = config["trainer"]
     if trainer.get("precision") == "auto":
         trainer["precision"] = automatic_precision(trainer.get("accelerator", "auto"))
+
+
+def ready(module: StepModule, settings: TrainerSettings) -> int:
+    """Make the module as wide and as synchronised as the settings say; where the run ends."""
+    if settings.precision == "64-true":
+        # Before a checkpoint is loaded into it: Lightning widens the module only afterwards.
+        module.double()
+    if settings.sync_batchnorm:
+        synchronise(module)
+    total = module.epochs * module.steps_per_epoch
+    return min(total, settings.max_steps or total)
 
 
 @contextmanager

@@ -157,7 +157,9 @@ def _compared(kind: str, file: Path, images: "NDArray[np.float32]", run: "TrainR
     return lines
 
 
-def _milliseconds(run: "Callable[[NDArray[np.float32]], object]", image: Any) -> float:  # noqa: ANN401 - an array
+def _milliseconds(
+    run: "Callable[[NDArray[np.float32]], object]", image: "NDArray[np.float32]"
+) -> float:
     taken = []
     for _ in range(23):
         began = time.perf_counter()

@@ -41,7 +41,6 @@ _DEFAULTS = {"network": "cifar", **{f"network.{key}": "" for key in _SIZES}}
 _DEFAULTS |= {"classes": "", "side": "", "channels": "3", "max_macs": "", "conventions": "macs"}
 _DEFAULTS |= {"speed": "true", "beside": "resnet18,mobilenetv3_large_100", "batch": "64"}
 _DEFAULTS |= {"threads": "1", "device": "auto", "seconds": "1", "format": "text"}
-_IMAGES = {"cifar": (32, 10), "small": (64, 10), "imagenet": (224, 1000)}  # side, classes
 _CHOICES = {
     "conventions": ("macs", "all"),
     "speed": ("true", "false"),
@@ -95,11 +94,13 @@ def _place(options: Mapping[str, str]) -> "Place":
         values["auxiliary"] = options["network.auxiliary"] == "true"
     from mae_nas.network import NetworkSize  # torch, seconds
     from mae_nas.network.complexity import Place
+    from mae_nas.network.derived import SIDES
 
     size = NetworkSize(**values)
+    usual = {"side": SIDES[size.stem], "classes": 1000 if size.stem == "imagenet" else 10}
     numbers = {
         key: whole_number(key, options[key]) if options[key] else default
-        for key, default in zip(("side", "classes"), _IMAGES[size.stem], strict=True)
+        for key, default in usual.items()
     }
     return Place(size, channels=whole_number("channels", options["channels"]), **numbers)
 
@@ -169,7 +170,7 @@ def _speeds(
             "latency_ms": {k: 1e3 * getattr(one, k) for k in ("low", "median", "high")},
             "images_per_second": {
                 "low": batch / many.high,
-                "median": batch / many.median,
+                "median": many.images_per_second,
                 "high": batch / many.low,
             },
             "batch": batch,

@@ -14,12 +14,11 @@ from rich.console import Console
 
 from mae_nas.checks import raise_all
 from mae_nas.cli.announce import announce_data
-from mae_nas.cli.assemble import Maker, Parts, assemble, progress
+from mae_nas.cli.assemble import Maker, Parts, assemble, progress, ready
 from mae_nas.cli.build import build
 from mae_nas.cli.check import SEARCH
 from mae_nas.cli.run import Config, Run
 from mae_nas.data import ImageSource, ImageStore, SearchData
-from mae_nas.masking import synchronise
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.listing import counted
 from mae_nas.runs.loggers import RunLog
@@ -180,12 +179,7 @@ def prepare(
         settings.epochs(data.steps_per_epoch),
         data.steps_per_epoch,
     )
-    if settings.precision == "64-true":
-        # Before a checkpoint is loaded into it: Lightning widens the module only afterwards.
-        module.double()
-    if settings.sync_batchnorm:
-        synchronise(module)
-    total = module.epochs * module.steps_per_epoch
+    last_step = ready(module, settings)
     return SearchRun(
         config=config,
         folder=folder,
@@ -194,7 +188,7 @@ def prepare(
         parts=parts,
         module=module,
         yardsticks=yardsticks(parts, data),
-        last_step=min(total, settings.max_steps or total),
+        last_step=last_step,
     )
 
 

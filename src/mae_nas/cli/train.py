@@ -16,14 +16,13 @@ from torch.optim import Optimizer
 
 from mae_nas import ranks
 from mae_nas.cli.announce import announce_data
-from mae_nas.cli.assemble import Maker, progress
+from mae_nas.cli.assemble import Maker, progress, ready
 from mae_nas.cli.build import build, part
 from mae_nas.cli.check import Layout, Root
 from mae_nas.cli.run import Config, Run
 from mae_nas.data import ImageSource
 from mae_nas.data.labelled import LabelledData
 from mae_nas.genotype import read_genotype
-from mae_nas.masking import synchronise
 from mae_nas.network import DerivedNetwork, NetworkSize
 from mae_nas.network.complexity import Place, measure_complexity
 from mae_nas.network.training import (
@@ -107,7 +106,7 @@ class TrainRun(Run[TrainReading]):
             self.config["trainer"]["precision"],
         )
 
-    def take(self, earlier: Sequence[TrainReading]) -> TrainReading:  # noqa: ARG002
+    def take(self, earlier: Sequence[TrainReading]) -> TrainReading:  # noqa: ARG002 - no verdict
         judged_by = "validation" if self.data.validates else "test"
         return take_train_reading(self.module, self.data.judged_batches(), judged_by)
 
@@ -262,11 +261,7 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
     network = place.network(read_genotype(config["genotype"]))
     steps = data.steps_per_epoch
     module = TrainModule(network, recipe, settings.epochs(steps), steps, efficiency.compile)
-    if settings.precision == "64-true":
-        module.double()
-    if settings.sync_batchnorm:
-        synchronise(module)
-    total = module.epochs * module.steps_per_epoch
+    last_step = ready(module, settings)
     return TrainRun(
         config=config,
         folder=folder,
@@ -274,5 +269,5 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
         data=data,
         module=module,
         place=place,
-        last_step=min(total, settings.max_steps or total),
+        last_step=last_step,
     )

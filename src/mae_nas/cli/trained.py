@@ -24,12 +24,10 @@ class Trained:
 
     Args:
         run: prepared, its weights those of the checkpoint.
-        checkpoint: the file.
-        step: that it was written at.
+        step: that they were written at.
     """
 
     run: TrainRun
-    checkpoint: Path
     step: int
 
 
@@ -69,7 +67,7 @@ def load_trained(text: str, given: Mapping[str, str], console: Console) -> Train
     device = torch.device(device_type(run.settings.accelerator))
     run.module.to(device)
     run.data.use(device, next(run.module.parameters()).dtype)
-    return Trained(run, checkpoint, int(saved["global_step"]))
+    return Trained(run, int(saved["global_step"]))
 
 
 def differing(options: Mapping[str, str]) -> dict[str, str]:

@@ -51,7 +51,7 @@ class Folder(ImageSource):
         is_nested = all("/" in name for name in store.files)
         return store.labelled_by_folder() if is_nested else store
 
-    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:
+    def load_test(self) -> ImageStore | None:
         if self.test is None:
             return None
         if self.side == "auto" or self.channels == "auto":
@@ -59,8 +59,7 @@ class Folder(ImageSource):
                 "data.test: needs data.side and data.channels, which both folders must have alike"
             )
         root = Path(self.test).expanduser()
-        store = load_files(root, self.side, self.channels, self.cache, on_progress)
-        return store.labelled_by_folder()
+        return load_files(root, self.side, self.channels, self.cache).labelled_by_folder()
 
 
 @dataclass(kw_only=True)
@@ -98,11 +97,15 @@ class ImageNet(ImageSource):
             f"data.root: no class folders of images in {root}: looked in {', '.join(_PLACES)}"
         )
 
-    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:
-        return self._first(Path(self.root).expanduser(), _TEST_PLACES, 1.0, on_progress)
+    def load_test(self) -> ImageStore | None:
+        return self._first(Path(self.root).expanduser(), _TEST_PLACES, 1.0)
 
     def _first(
-        self, root: Path, places: Sequence[str], fraction: float, on_progress: Progress | None
+        self,
+        root: Path,
+        places: Sequence[str],
+        fraction: float,
+        on_progress: Progress | None = None,
     ) -> ImageStore | None:
         """Of the first place that holds class folders of images."""
         for folder in (root / place for place in places):
@@ -155,10 +158,12 @@ class Cifar(ImageSource):
             f"use data.download=true or another data.root"
         )
 
-    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:
-        return self._found(Path(self.root).expanduser(), "test", on_progress)
+    def load_test(self) -> ImageStore | None:
+        return self._found(Path(self.root).expanduser(), "test")
 
-    def _found(self, root: Path, part: str, on_progress: Progress | None) -> ImageStore | None:
+    def _found(
+        self, root: Path, part: str, on_progress: Progress | None = None
+    ) -> ImageStore | None:
         """The `train` or `test` images, where they lie already."""
         places = (root, root / self.name)
         for place in places:

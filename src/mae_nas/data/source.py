@@ -68,7 +68,7 @@ class ImageSource(Checked):
         """The channels if they are known before any data is read."""
         return self.natural_channels
 
-    def load_test(self, on_progress: Progress | None = None) -> ImageStore | None:  # noqa: ARG002
+    def load_test(self) -> ImageStore | None:
         """Test images with labels, which no search sees; None if the data set has none apart."""
         return None
 

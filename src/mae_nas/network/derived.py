@@ -1,6 +1,6 @@
 """The network of a genotype (DARTS, Sec. 3.2): stem, cells, pooled features, linear classifier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,6 +21,9 @@ from mae_nas.genotype import Genotype
 from mae_nas.network.cell import DerivedCell, Operations
 from mae_nas.network.heads import AuxiliaryHead, pooled
 from mae_nas.spaces.primitives import PRIMITIVES
+
+SIDES: Mapping[StemName, int] = {"cifar": 32, "small": 64, "imagenet": 224}
+"""Of the images that a stem is meant for, in pixels, where nobody says another."""
 
 
 @dataclass(frozen=True)
