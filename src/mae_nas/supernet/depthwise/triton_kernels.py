@@ -44,7 +44,8 @@ def _site(site_of, row, exists, height, width):
 @triton.jit
 def _row(row_of, image, i, j, exists, height, width):
     """The inverse of `_site`, and whether there is such a row."""
-    row = (image * height + i) * width + j
+    # The order of this sum, and of the conditions in `_met`, decides what ptxas can keep.
+    row = image * (height * width) + (i * width + j)
     if row_of is not None:
         row = tl.load(row_of + row, mask=exists, other=-1)
         exists = row >= 0
@@ -66,7 +67,7 @@ def _met(
     if TRANSPOSED:
         steps = i - reach
         at = steps // STRIDE
-        exists = (steps >= 0) & (steps % STRIDE == 0) & (at < side)
+        exists = ((steps >= 0) & (at < side)) & (steps % STRIDE == 0)
     else:
         at = i * STRIDE + reach
         exists = (at >= 0) & (at < side)

@@ -12,7 +12,8 @@ from mae_nas.supernet.depthwise.interface import Convolutions
 _AT_ONCE = (
     8  # edges; pointers come as a tuple of so many, so that fewer need no binary of their own
 )
-_BYTES = 4 * 32 * 16  # of a program's block: each thread of four warps loads 16
+_BYTES = 32 * 16  # of a warp's part of a program's block: each thread loads 16
+_KEEP_ALL = "--register-usage-level=10"  # else ptxas spills a register to fit one more program
 _STRIPS = 64  # at most; a number of the device's own would round differently on another
 
 
@@ -92,14 +93,18 @@ def _block_constants(edges: Convolutions) -> dict[str, Any]:
     form, weight = edges.form, edges.weight
     channels = weight.shape[-1]
     padded = 1 << (channels - 1).bit_length()
+    is_double = weight.dtype == torch.float64
+    warps = 8 if is_double else 4  # ptxas spills some doubles of the larger programs else
     return {
         "KERNEL": form.kernel,
         "DILATION": form.dilation,
         "STRIDE": form.stride,
         "CHANNELS": channels,
         "PADDED": padded,
-        "BLOCK": max(1, _BYTES // (padded * weight.element_size())),
-        "SUM": kernels.tl.float64 if weight.dtype == torch.float64 else kernels.tl.float32,
+        "BLOCK": max(1, warps * _BYTES // (padded * weight.element_size())),
+        "SUM": kernels.tl.float64 if is_double else kernels.tl.float32,
+        "num_warps": warps,
+        "ptx_options": _KEEP_ALL,
     }
 
 
