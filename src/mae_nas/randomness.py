@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     DROP_PATH = 13
     MIX = 14
     TEST_SPLIT = 15
+    AUGMENT = 16
 
 
 def _signed(word: int) -> int:

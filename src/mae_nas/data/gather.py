@@ -4,8 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae_nas.data.augment import Augmentation
 from mae_nas.data.store import ImageStore, shift_of
 from mae_nas.randomness import Purpose, fold, integers_below
+
+_POSITIVE = (1 << 62) - 1
 
 
 def random_corners(key: int, index: Tensor, sizes: Tensor, side: int, padding: int) -> Tensor:
@@ -31,9 +34,17 @@ class Cutter:
         store: the images.
         padding: border around an image from which random windows may be cut, in pixels.
         resident: the device that keeps all images; None leaves them on the host.
+        augmentation: of random windows.
     """
 
-    def __init__(self, store: ImageStore, padding: int, resident: torch.device | None) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        padding: int,
+        resident: torch.device | None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.augmentation = augmentation or None
         self.store, self.padding, self.device = store, padding, resident or torch.device("cpu")
         self.offset = torch.from_numpy(store.offset).to(self.device)
         self.sizes = torch.from_numpy(store.sizes).to(self.device)
@@ -48,8 +59,25 @@ class Cutter:
         else:
             corners = random_corners(key, index, sizes, side, self.padding)
         if self.pixels is None:
-            return self._gather_host(index, corners)
-        return self._gather_resident(self.pixels, index, corners)
+            windows = self._gather_host(index, corners)
+        else:
+            windows = self._gather_resident(self.pixels, index, corners)
+        if self.augmentation is None or key is None:
+            return windows
+        return self._vary(self.augmentation, windows, index, key)
+
+    def _vary(self, augmentation: Augmentation, windows: Tensor, index: Tensor, key: int) -> Tensor:
+        seeds = fold(fold(key, index), Purpose.AUGMENT) & _POSITIVE
+        # A resized crop is one of the whole image.
+        images = (
+            self.store[i] if augmentation.smallest_crop else window
+            for i, window in zip(index.tolist(), windows.cpu().numpy(), strict=True)
+        )
+        varied = [
+            augmentation.vary(image, seed, self.store.side)
+            for image, seed in zip(images, seeds.tolist(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(varied))
 
     def _gather_host(self, index: Tensor, corners: Tensor) -> Tensor:
         """Image by image, for workers."""

@@ -79,6 +79,11 @@ class LabelledData(StepData):
                 f"data.root: its folders are {', '.join(store.classes)}, which are no classes; use "
                 "the one with training images, and data.test=FOLDER for those with test images"
             )
+        if self.augmentation and (store.pixels.dtype != np.uint8 or store.channels not in (1, 3)):
+            raise ValueError(
+                f"data: images of {store.channels} channels of {store.pixels.dtype}; policies, "
+                "colour jitter and resized crops (recipe) are for grey or colour images of 8 bits"
+            )
         groups = group_images(store.files, self.source.group, store.digests)
         rest, test = np.arange(len(store)), self._own_test(store)
         if test is None:

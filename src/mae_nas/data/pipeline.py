@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from mae_nas import ranks
 from mae_nas.batch import Batch
+from mae_nas.data.augment import Augmentation
 from mae_nas.data.gather import Cutter
 from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.splits import Split, split_images
@@ -58,6 +59,8 @@ class StepData(LightningDataModule, ABC):
     levels: ClassVar[Levels]
     shares: ClassVar[Mapping[str, str]]
     """What images are for, by the name of their number in `describe`."""
+    augmentation: Augmentation | None = None
+    """Of training images, beyond windows and mirroring; set before they are loaded."""
 
     def __init__(
         self,
@@ -139,6 +142,8 @@ class StepData(LightningDataModule, ABC):
     def is_resident(self) -> bool:
         if isinstance(self.resident, bool):
             return self.resident
+        if self.augmentation:  # which workers compute
+            return False
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if self.device.type == "cuda":
             memory = torch.cuda.mem_get_info(self.device)[1]
@@ -220,7 +225,7 @@ class StepData(LightningDataModule, ABC):
 
     def _cutter(self) -> Cutter:
         resident = self.device if self.is_resident else None
-        return Cutter(self.store, self.source.crop_padding, resident)
+        return Cutter(self.store, self.source.crop_padding, resident, self.augmentation)
 
     @property
     def _maker(self) -> BatchMaker:

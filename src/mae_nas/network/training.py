@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from mae_nas import ranks
 from mae_nas.batch import Batch
 from mae_nas.checks import Checked
+from mae_nas.data.augment import Augmentation
 from mae_nas.network.derived import DerivedNetwork
 from mae_nas.network.regularisers import cutout, keep_paths, mix
 from mae_nas.search.optimizers import OptimizerMaker, keep_rates_on, make_fused
@@ -37,6 +38,7 @@ class Recipe(Checked):
         auxiliary: weight of the auxiliary head's loss, where the network has one.
         label_smoothing: share of the target that all classes have alike.
         mixup, cutmix: parameter a of Beta(a, a); 0 for none. Not of the papers.
+        policy, colour_jitter, smallest_crop: see `Augmentation`. The first is not of the papers.
         ema: share that the average of the weights keeps at each step, e.g. 0.9999, less in the
             first steps; it is then the average that is judged, with the statistics of the
             present weights. 0 for none. Not of the papers.
@@ -54,8 +56,16 @@ class Recipe(Checked):
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    policy: str = ""
+    colour_jitter: float = 0.0
+    smallest_crop: float = 0.0
     ema: float = 0.0
     validates: bool = False
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """ValueError if it cannot be."""
+        return Augmentation(self.policy, self.colour_jitter, self.smallest_crop)
 
     def _problems(self) -> Iterator[str]:  # comparisons that NaN fails
         if self.schedule not in ("cosine", "linear"):
@@ -68,6 +78,10 @@ class Recipe(Checked):
         for name in ("warmup_epochs", "cutout", "auxiliary", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 yield f"{name} {getattr(self, name)}: must be 0 or more"
+        try:
+            _ = self.augmentation
+        except ValueError as error:
+            yield from str(error).splitlines()
 
     def rate(self, step: int, epochs: int, steps_per_epoch: int) -> float:
         """Of the whole learning rate, in [0, 1], at a step counted from 0."""

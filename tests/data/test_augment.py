@@ -1,0 +1,71 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from mae_nas.data.augment import Augmentation
+from mae_nas.data.gather import Cutter
+from mae_nas.data.loading import store_of_arrays
+
+EACH = [Augmentation("original"), Augmentation("rand-m9-mstd0.5"), Augmentation(colour_jitter=0.4)]
+EACH += [Augmentation(smallest_crop=0.08), Augmentation("rand-m5", 0.4, 0.2)]
+INDEX = torch.tensor([3, 0, 2, 1])
+
+
+def cutter(augmentation: Augmentation, device: torch.device | None, channels: int = 3) -> Cutter:
+    images = [np.random.default_rng(i).integers(256, size=(12, 12 + i, channels)) for i in range(4)]
+    store = store_of_arrays([i.astype(np.uint8) for i in images], list("0123"), 12)
+    return Cutter(store, 2, device, augmentation)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("augmentation", EACH)
+def test_an_image_is_a_function_of_the_key_and_its_place(
+    augmentation: Augmentation, channels: int
+) -> None:
+    host = cutter(augmentation, None, channels)
+    one = host.cut(INDEX, 5)
+    assert one.shape == (4, 12, 12, channels)
+    assert one.dtype == torch.uint8
+    torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002 - what others draw
+    apart = [host.cut(INDEX[half], 5) for half in (slice(2), slice(2, 4))]  # as two ranks
+    assert torch.equal(one, torch.cat(apart))
+    resident = cutter(augmentation, torch.device("cpu"), channels)
+    assert torch.equal(one, resident.cut(INDEX, 5))
+    assert not torch.equal(one, host.cut(INDEX, 6))
+    plain = cutter(Augmentation(), None, channels)
+    assert torch.equal(host.cut(INDEX, None), plain.cut(INDEX, None))  # as images are judged
+    if channels == 3:  # a grey image has no hue
+        assert not torch.equal(one, plain.cut(INDEX, 5))
+
+
+@pytest.mark.parametrize("augmentation", EACH)
+def test_other_generators_stay_where_they_are(augmentation: Augmentation) -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    cutter(augmentation, None).cut(INDEX, 5)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+
+
+def test_a_resized_crop_is_of_the_whole_image() -> None:
+    whole = Augmentation(smallest_crop=1.0)
+    image = np.full((12, 12, 3), 7, np.uint8)
+    assert (whole.vary(image, 3, 8) == 7).all()
+    assert whole.vary(image, 3, 8).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"policy": "rnad-m9"}, "policy 'rnad-m9': is none of timm's; e.g. original"),
+        ({"policy": "rand-q9"}, "policy 'rand-q9': is none of timm's; e.g. original"),
+        ({"colour_jitter": 2.0}, "colour_jitter 2.0: must lie in [0, 1], e.g. 0.4"),
+        ({"smallest_crop": float("nan")}, "smallest_crop nan: must lie in [0, 1], e.g. 0.08"),
+    ],
+)
+def test_what_cannot_be_is_told(given: dict[str, object], told: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refused:
+        Augmentation(**given)  # type: ignore[arg-type]
+    assert str(refused.value).startswith(told)
