@@ -9,7 +9,7 @@ export MAE_NAS_DATA
 .PHONY: help install demo test test-slow check lint-conf bench bench-train \
 	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size \
 	train-cifar10 train-imagenet \
-	table3 table3-factors table2 figure2 report
+	table1-cifar10 table1-imagenet table3 table3-factors table2 figure2 report
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -101,6 +101,12 @@ sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both
 # sweeps of a claim stand in its claim.py, and each is printed before it starts.
 EVIDENCE = $(BIN)/python experiments/evidence.py
 CLAIM = $(EVIDENCE) run $(subst -,_,$@) $(ARGS) --scale $(SCALE) --parallel $(PARALLEL)
+
+table1-cifar10: install ## Table 1 of the paper: networks of found, published and random cells, trained alike
+	$(CLAIM)
+
+table1-imagenet: install ## the same on ImageNet
+	$(CLAIM)
 
 table3: install ## Table 3 of the paper: skips with and without the hierarchical decoder
 	$(CLAIM)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from inference import Cells, cells_of
@@ -41,7 +41,7 @@ HERE = Path(__file__).parent
 SAME = frozenset(FREE) - {"trainer.max_steps"}
 """Keys that change no result."""
 KNOWN = sorted(path.parent.name for path in HERE.glob("*/claim.py"))
-REPEATED = ("final", "genotype", "entropy", "yardsticks", "course", "metrics")
+REPEATED = ("final", "genotype", "entropy", "yardsticks", "course", "metrics", "test_top1")
 """What the same command gives again on the same computer, to the last bit; but for seconds."""
 PLACES = ("root", "cache")
 README = HERE.parent / "README.md"
@@ -53,8 +53,27 @@ def read_records(folder: Path) -> list[Record]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-Sweep = tuple[str, Sequence[str]]
-"""A name and its overrides, axes among them."""
+class Sweep(NamedTuple):
+    """Of searches of `experiment`, or of trainings of the networks they found.
+
+    Args:
+        name: of its folder.
+        overrides: axes among them.
+        experiment: of a sweep of searches that is not called as the claim.
+        is_training: whether it is of trainings.
+    """
+
+    name: str
+    overrides: Sequence[str]
+    experiment: str = ""
+    is_training: bool = False
+
+    def words(self, claim: str, scale: str) -> list[str]:
+        """Of its command line, but for where it runs."""
+        if self.is_training:
+            return ["train", "-m", *self.overrides]
+        named = f"experiment={self.experiment or claim}"
+        return ["search", "-m", f"scale={scale}", named, *self.overrides]
 
 
 def collect(claim: str, folder: Path, runs: Iterable[Path]) -> int:
@@ -89,6 +108,10 @@ def restore(records: Iterable[Record]) -> None:
         folder = RunFolder(path)
         folder.write_config(record["config"], record["overrides"])
         write_json(folder.summary, record)
+        if is_training(record):
+            JsonLines(folder.readings).append(record["final"])
+            write_json(folder.genotype, record["genotype"])
+            continue
         reading = {key: record["final"][key] for key in ("step", "held_out_loss")}
         reading |= {"verdict": record["verdict"], "skips": record["skip_counts"]}
         write_json(folder.genotype, {**record["genotype"], **reading})
@@ -117,6 +140,10 @@ def _record(run: Path) -> Record | None:
         summary["overrides"] = [
             given if word.startswith("genotype=") else word for word in summary["overrides"]
         ]
+    if is_training(summary):
+        readings = JsonLines(run / "readings.jsonl").rows()
+        course = {key: [row[key] for row in readings] for key in ("step", "epoch", "loss", "top1")}
+        return {**summary, "course": course, "metrics": {}}
     readings = JsonLines(run / "genotypes.jsonl").rows()
     course = {
         **{key: [row[key] for row in readings] for key in ("step", "held_out_loss", "verdict")},
@@ -176,6 +203,11 @@ def is_alone(record: Record) -> bool:
     return find(record["config"], "relaxation._target_") == "mae_nas.relaxations.Fixed"
 
 
+def is_training(record: Record) -> bool:
+    """Whether a network was trained with labels, and nothing searched."""
+    return "recipe" in record["config"]
+
+
 def losses_alone(records: Iterable[Record], searches: Sequence[Record]) -> list[float]:
     """Held-out losses of the different cells that searches found, each trained alone.
 
@@ -212,20 +244,25 @@ GIVEN = """DARTS_V1 DARTS_V2 PC_DARTS_cifar PDARTS GDAS_V1 SNAS_mild RLNAS_cifar
     random:8 random:9"""
 
 
-def cells_alone(
-    scale: str, *sweeps: Path, wanted: Callable[[Record], bool] = lambda _: True
-) -> Sequence[str]:
-    """Overrides that train each cell alone, all with one seed and under one mask.
-
-    The different cells that the sweeps' ended and wanted runs found, published and random ones.
-    """
+def cells_found(*sweeps: Path, wanted: Callable[[Record], bool] = lambda _: True) -> Sequence[str]:
+    """The different cells that the sweeps' ended and wanted runs found, as a command names them."""
     found: dict[Cells, str] = {}
     for folder in (run for sweep in sweeps for run in sorted(sweep.iterdir())):
         record = _record(folder)
         if record is not None and wanted(record):
             found.setdefault(cells_of(record["genotype"]), f'"{folder}"')
+    return list(found.values())
+
+
+def cells_alone(
+    scale: str, *sweeps: Path, wanted: Callable[[Record], bool] = lambda _: True
+) -> Sequence[str]:
+    """Overrides that train each cell alone, all with one seed and under one mask.
+
+    Those that the sweeps' ended and wanted runs found, published and random ones.
+    """
     given = (SOME if scale == "smoke" else GIVEN).split()
-    genotypes = ",".join([*found.values(), *given])
+    genotypes = ",".join([*cells_found(*sweeps, wanted=wanted), *given])
     return "seed=0", "space=s0", "relaxation=fixed", f"genotype={genotypes}"
 
 
@@ -243,13 +280,12 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
     records = folder if scale == "smoke" else HERE / claim / ("full" if scale == "full" else "")
     restore(read_records(records))
     code = 0
-    for name, overridden in module.sweeps(scale, folder):
-        words = ["search", "-m", f"scale={scale}", f"experiment={claim}", *overridden, *left]
-        words += [f"hydra.launcher.parallel={parallel}", f"hydra.sweep.dir={folder / name}"]
-        words += overrides
+    for sweep in module.sweeps(scale, folder):
+        words = [*sweep.words(claim, scale), *left, f"hydra.launcher.parallel={parallel}"]
+        words += [f"hydra.sweep.dir={folder / sweep.name}", *overrides]
         sys.stdout.write(f"mae-nas {shlex.join(words)}\n")
         sys.stdout.flush()
-        ended, is_stopped = _search(words)
+        ended, is_stopped = _start(words)
         if is_stopped or ended not in (0, 1):
             return ended or 75
         code = code or ended
@@ -259,7 +295,7 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
     return code
 
 
-def _search(words: Sequence[str]) -> tuple[int, bool]:
+def _start(words: Sequence[str]) -> tuple[int, bool]:
     """Exit code of a sweep, and whether it was told to stop: it then ends in order."""
     told_to_stop = []
 
@@ -282,10 +318,11 @@ def _search(words: Sequence[str]) -> tuple[int, bool]:
 def repeat(record: Record, folder: Path) -> list[str]:
     """Run the command that a record names into `folder`; what then differs, a line each."""
     words = [word for word in record["overrides"] if not word.startswith(("hydra.", "resume="))]
-    code, _ = _search(["search", *words, f"hydra.run.dir={folder}"])
+    verb = "train" if is_training(record) else "search"
+    code, _ = _start([verb, *words, f"hydra.run.dir={folder}"])
     again = _record(folder)
     if again is None:
-        raise ValueError(f"the search did not come to its end, its exit code is {code}")
+        raise ValueError(f"the run did not come to its end, its exit code is {code}")
     differences = []
     for key in REPEATED:
         old, new = (dict(leaves(each.get(key))) for each in (record, again))

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from evidence import Record, is_alone, losses_alone, losses_of
+from evidence import Record, is_alone, is_training, losses_alone, losses_of
 from inference import compared, detectable, spread
 
 from mae_nas.genotype import PUBLISHED
@@ -27,10 +27,12 @@ def costs(records: Sequence[Record]) -> str:
         str(r["git"]["commit"])[:7] + (" (changed)" if r["git"].get("dirty") else "")
         for r in records
     }
-    alone = sum(map(is_alone, records))
-    trained = f" and {alone} trainings of given cells" if alone else ""
+    alone = sum(is_alone(record) or is_training(record) for record in records)
+    searches = len(records) - alone
+    words = f"{searches} search" + ("" if searches == 1 else "es")
+    words += f" and {alone} trainings of given cells" if alone else ""
     return (
-        f"{len(records) - alone} searches{trained}, {hours:.1f} hours in all, on "
+        f"{words}, {hours:.1f} hours in all, on "
         f"{', '.join(sorted(devices))}; commits {', '.join(sorted(commits))}.\n"
     )
 

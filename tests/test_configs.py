@@ -17,7 +17,7 @@ from mae_nas.cli.compose import OPTIONAL, compose
 from mae_nas.cli.library import conf_dir
 from mae_nas.cli.train import LAYOUT as TRAIN
 from mae_nas.keys import leaves
-from mae_nas.runs.sweeps import COLUMNS
+from mae_nas.runs.sweeps import columns_of
 
 GOLDEN = Path(__file__).parent / "golden" / "public_names.json"
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/*.yaml"))
@@ -121,7 +121,7 @@ def test_public_names_are_frozen() -> None:
             if path.parent.name not in OPTIONAL
         },
         "launcher": sorted(key for key, _ in leaves(LAUNCHER)),
-        "sweep.csv": list(COLUMNS),
+        "sweep.csv": list(columns_of("search")),
         "exit_codes": {k.lower(): v for k, v in vars(codes).items() if k.isupper()},
     }
     assert names == json.loads(GOLDEN.read_text())

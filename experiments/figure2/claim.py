@@ -28,7 +28,7 @@ HIDDEN = (0.60, 0.68, 0.80)
 
 def sweeps(scale: str, _: Path) -> Iterator[Sweep]:
     """Both decoders on the same images and masks."""
-    yield "searches", (*axes_at(scale, AXES), "decoder=hierarchical,simmim")
+    yield Sweep("searches", (*axes_at(scale, AXES), "decoder=hierarchical,simmim"))
 
 
 def extra(run: Path) -> Mapping[str, Any]:

@@ -47,9 +47,9 @@ PAPER = {
 def sweeps(scale: str, runs: Path) -> Iterator[Sweep]:
     """Every mask; the null arm at the default one; and what they found, trained alone."""
     axes = axes_at(scale, AXES)
-    yield "searches", axes
-    yield "null", (axes[0], "objective.target=permuted")
-    yield "alone", cells_alone(scale, runs / "searches", runs / "null")
+    yield Sweep("searches", axes)
+    yield Sweep("null", (axes[0], "objective.target=permuted"))
+    yield Sweep("alone", cells_alone(scale, runs / "searches", runs / "null"))
 
 
 def searches_of(records: Sequence[Record], target: str = "image") -> list[Record]:

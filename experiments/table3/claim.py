@@ -42,8 +42,8 @@ PAPER = {
 
 def sweeps(scale: str, runs: Path) -> Iterator[Sweep]:
     """Both decoders as the paper has them, and what they found, trained alone."""
-    yield "searches", (*axes_at(scale, AXES), "decoder=hierarchical,simmim")
-    yield "alone", cells_alone(scale, runs / "searches")
+    yield Sweep("searches", (*axes_at(scale, AXES), "decoder=hierarchical,simmim"))
+    yield Sweep("alone", cells_alone(scale, runs / "searches"))
 
 
 def arms_of(records: Sequence[Record]) -> dict[tuple[str, str, float], list[Record]]:

@@ -63,11 +63,13 @@ Arms = Mapping[Arm, Sequence[Record]]
 def sweeps(scale: str, runs: Path) -> Iterator[Sweep]:
     """Null arms, sparse masking, all combinations of parts; cells of both decoders alone."""
     axes = axes_at(scale, AXES)
-    yield "null", (*axes, "objective.target=permuted", "decoder=hierarchical,simmim")
-    yield "sparse", (*axes, "mask.mode=sparse", "decoder=hierarchical")
+    yield Sweep("null", (*axes, "objective.target=permuted", "decoder=hierarchical,simmim"))
+    yield Sweep("sparse", (*axes, "mask.mode=sparse", "decoder=hierarchical"))
     parts = ("decoder.upsample=nearest,shuffle", "decoder.taps=[1,2,3],[3]")
-    yield "product", (*axes, *parts, f"decoder.kernel={'3' if scale == 'smoke' else '1,3'}")
-    yield "alone", cells_alone(scale, runs / "null", runs / "product", wanted=is_of_a_decoder)
+    yield Sweep("product", (*axes, *parts, f"decoder.kernel={'3' if scale == 'smoke' else '1,3'}"))
+    yield Sweep(
+        "alone", cells_alone(scale, runs / "null", runs / "product", wanted=is_of_a_decoder)
+    )
 
 
 def is_of_a_decoder(record: Record) -> bool:

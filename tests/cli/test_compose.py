@@ -89,7 +89,7 @@ def test_compose_reports_all_mistakes_at_once() -> None:
         ),
         ("=0.5", "=0.5: cannot be read as key=value; write KEY=VALUE, without a space beside ="),
         ("mask.ratio=[1", "mask.ratio=[1: cannot be read as key=value; a value with special "),
-        ("seed=range(3)", "seed=range(3): several values are a sweep, mae-nas search -m …; a list"),
+        ("seed=range(3)", "seed=range(3): several values are a sweep, with -m; a list"),
         (
             "experiment=demo,null_arm",
             "experiment=demo,null_arm: several values are a sweep, ",

@@ -47,6 +47,15 @@ def test_keys_that_only_a_class_knows_can_be_swept_over() -> None:
     ]
 
 
+def test_trainings_are_swept_over_too() -> None:
+    planned, _ = plan_jobs(["genotype=DARTS_V2,random:0", "recipe.optimizer.lr=0.1"], None, "train")
+    assert [job.point for job in planned] == [{"genotype": "DARTS_V2"}, {"genotype": "random:0"}]
+    assert [(job.config or {})["genotype"] for job in planned] == ["DARTS_V2", "random:0"]
+    assert {job.command[3] for job in planned} == {"train"}
+    with pytest.raises(ValueError, match=r"^mask\.ratio: no such key"):
+        plan_jobs(["genotype=DARTS_V2", "mask.ratio=0.1,0.2"], None, "train")
+
+
 def test_names_are_judged_once_for_all_values_that_change_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

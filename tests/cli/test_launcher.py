@@ -53,7 +53,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, count: i
     monkeypatch.setattr(
         Job, "command", property(lambda job: (sys.executable, "-c", program, str(job.folder)))
     )
-    return [Job(i, tmp_path / str(i), (), {"seed": str(i)}) for i in range(count)]
+    return [Job(i, tmp_path / str(i), "search", (), {"seed": str(i)}) for i in range(count)]
 
 
 SLOW = "import sys, time, pathlib; pathlib.Path(sys.argv[1]).touch(); time.sleep(60)"
@@ -135,7 +135,7 @@ def test_a_job_that_cannot_be_started_leaves_the_rest_alone(
 ) -> None:
     command = property(lambda job: ("echo" if job.number else str(tmp_path / "none"),))
     monkeypatch.setattr(Job, "command", command)
-    planned = [Job(number, tmp_path / str(number), (), {}) for number in range(2)]
+    planned = [Job(number, tmp_path / str(number), "search", (), {}) for number in range(2)]
     ended = run_jobs(planned, LauncherSettings(1, "process", {}), Signals())
     assert [job.code for job in ended] == [FAILED, DONE]
     assert "No such file" in ended[0].reason

@@ -92,7 +92,7 @@ def test_wrong_settings_of_the_launcher_are_one_line(
 def test_only_m_starts_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "seed=0,1"]) == 2
     assert capsys.readouterr().err == (
-        "mae-nas: seed=0,1: several values are a sweep, mae-nas search -m …; "
+        "mae-nas: seed=0,1: several values are a sweep, with -m; "
         "a list is written seed=[a,b], text with commas 'seed=\"a,b\"'\n"
     )
 

@@ -28,6 +28,19 @@ def test_the_table_has_a_line_for_each_job_and_a_column_for_each_axis(tmp_path: 
     assert (bad["status"], bad["loss"], bad["reason"]) == ("impossible", "", "no room, it says")
 
 
+def test_a_sweep_of_trainings_shows_accuracies(tmp_path: Path) -> None:
+    run = RunState(Path("x"), "finished", 6, loss=0.5, seconds=3.0, top1=0.75)
+    rows = [SweepRow(0, {"genotype": "DARTS_V2"}, "finished", run, command="train")]
+    write_table(rows, tmp_path / "sweep.csv")
+    text = (tmp_path / "sweep.csv").read_text()
+    assert text.splitlines() == [
+        "job,overrides,status,top1,loss,seconds,reason,genotype",
+        "0,genotype=DARTS_V2,finished,0.75,0.5,3.0,,DARTS_V2",
+    ]
+    plot_sweep(rows, tmp_path)
+    assert "top-1 accuracy" in (tmp_path / "sweep.svg").read_text()
+
+
 def test_a_hole_in_the_grid_is_no_mistake() -> None:
     grid = [row(p="2", r=".2"), row(p="2", r=".8"), row(p="16", r=".2")]
     hole = row("impossible", None, p="16", r=".8")

@@ -151,7 +151,7 @@ def _parse(texts: list[str], groups: Collection[str], problems: list[str]) -> It
         elif override.is_sweep_override():
             hint = f"a list is written {key}=[a,b], text with commas '{key}=\"a,b\"'"
             hint = "a group takes one name" if key in groups else hint
-            problems.append(f"{text}: several values are a sweep, mae-nas search -m …; {hint}")
+            problems.append(f"{text}: several values are a sweep, with -m; {hint}")
         else:
             yield override
 

@@ -8,7 +8,7 @@ OVERVIEW = """\
 mae-nas: label-free architecture search by masked image reconstruction
 
   mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
-  mae-nas search -m KEY=A,B ...      a sweep: a search for each value
+  mae-nas search -m KEY=A,B ...      a sweep: a search for each value (train -m: a training)
   mae-nas train genotype=...         a network of its cells, trained on images with labels
   mae-nas test checkpoint=RUN        how accurate it is on test images
   mae-nas export checkpoint=RUN      the trained network as a file: safetensors, timm, ONNX, torch
@@ -74,7 +74,7 @@ Exit codes: 0 done, 1 failed, 2 configuration, 3 stopped by the collapse verdict
 
 
 _TRAIN_KEYS = {
-    "genotype": "of the network: file, run folder of a search, name (DARTS_V2), DARTS's text",
+    "genotype": "of the network: file, run folder, name (DARTS_V2), DARTS's text or random:SEED",
     "network.width": "channels of the first cells",
     "network.depth": "cells, at least 3",
     "recipe.optimizer.lr": "learning rate at the start",
@@ -87,10 +87,12 @@ _TRAIN_KEYS = {
     "trainer.max_steps": "stop early; schedules stay",
     "trainer.precision": "auto (half on CUDA) | 32-true | 64-true | bf16-mixed | 16-mixed",
     RUN_DIR: "the run folder",
+    "hydra.sweep.dir": "the folder of a sweep (-m)",
+    "hydra.launcher.parallel": "jobs of a sweep at once",
 }
 
 _TRAIN_USAGE = """\
-mae-nas train genotype=... [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
+mae-nas train [-m] genotype=... [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
 
 Train the network of a genotype on images with labels. Every other key has a default.
 
@@ -105,6 +107,7 @@ Examples:
   mae-nas train genotype=DARTS_V2
   mae-nas train genotype=runs/search/... network=cifar recipe=cifar data=cifar10 data.root=/data
   mae-nas train genotype=PDARTS network=small data=folder data.root=/images/train data.side=96
+  mae-nas train -m genotype=DARTS_V2,random:0,random:1 seed=0,1
 
 Exit codes: 0 done, 1 failed, 2 configuration, 75 run it again, 130 Ctrl-C.
 """

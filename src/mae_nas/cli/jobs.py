@@ -37,7 +37,8 @@ class Job:
     Args:
         number: from 0, in the sweep's order.
         folder: of its run.
-        arguments: of its `mae-nas search`, without what the sweep itself adds.
+        verb: what runs it, `search` or `train`.
+        arguments: of its command, without what the sweep itself adds.
         point: the values of the sweep's axes, as written.
         config: composed; None where it cannot be.
         code: its exit code; None if it was not started, or has not ended.
@@ -46,6 +47,7 @@ class Job:
 
     number: int
     folder: Path
+    verb: str
     arguments: tuple[str, ...]
     point: Mapping[str, str]
     config: dict[str, Any] | None = None
@@ -56,8 +58,8 @@ class Job:
     def command(self) -> tuple[str, ...]:
         """What starts it, or goes on with it."""
         home = f"hydra.run.dir={quoted(str(self.folder))}"
-        search = (sys.executable, "-m", "mae_nas", "search")
-        return (*search, *self.arguments, "resume=auto", home)
+        start = (sys.executable, "-m", "mae_nas", self.verb)
+        return (*start, *self.arguments, "resume=auto", home)
 
     @property
     def devices(self) -> int:
@@ -151,7 +153,7 @@ def split_values(overrides: Sequence[str], groups: Collection[str]) -> list[Axis
 
 
 def compose_grid(
-    axes: Sequence[Axis], config_dir: Path | None
+    axes: Sequence[Axis], config_dir: Path | None, verb: str = "search"
 ) -> dict[tuple[str, ...], Composed | str]:
     """The configuration of every combination of open values, or what is wrong with it.
 
@@ -165,7 +167,7 @@ def compose_grid(
     tried: dict[tuple[str, ...], Composed | str] = {}
     for point in product(*choices):
         try:
-            tried[point] = compose(list(point), config_dir)
+            tried[point] = compose(list(point), config_dir, verb)
         except ValueError as error:
             tried[point] = str(error)
     problems: list[str] = []
@@ -179,35 +181,37 @@ def compose_grid(
     return tried
 
 
-def plan_jobs(overrides: Sequence[str], config_dir: Path | None) -> tuple[list[Job], list[str]]:
+def plan_jobs(
+    overrides: Sequence[str], config_dir: Path | None, verb: str = "search"
+) -> tuple[list[Job], list[str]]:
     """A job for every point, of equal ones the first; and the overrides that all of them share.
 
     Raises:
         ValueError: a line for each mistake in the names.
     """
-    with open_library("search", config_dir) as library:
+    with open_library(verb, config_dir) as library:
         groups = library.groups()
     axes = split_values(overrides, groups)
-    composed = compose_grid(axes, config_dir)
+    composed = compose_grid(axes, config_dir, verb)
     common = _shared_overrides(axes, groups)
-    with open_library("search", config_dir) as library:
+    with open_library(verb, config_dir) as library:
         hydra = library.compose(common).hydra
     params = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
     if params:  # axes from a file
         axes = split_values([*params, *overrides], groups)
-        composed = compose_grid(axes, config_dir)
+        composed = compose_grid(axes, config_dir, verb)
     if not any(axis.is_swept for axis in axes):
         raise ValueError("-m: nothing to sweep over; give several values, as in seed=0,1")
     shared = () if config_dir is None else (f"--config-dir={config_dir.resolve()}",)
     jobs: dict[Path, Job] = {}
     for texts in product(*(axis.texts for axis in axes)):
         pairs = list(zip(axes, texts, strict=True))
-        point = {axis.key: text.partition("=")[2] for axis, text in pairs if axis.is_swept}
+        point = {axis.key: _plain(text.partition("=")[2]) for axis, text in pairs if axis.is_swept}
         base = composed[tuple(text if axis.is_open else axis.texts[0] for axis, text in pairs)]
         config = _at(base, [text for axis, text in pairs if axis.is_swept and not axis.is_open])
         told = [text for axis, text in pairs if not axis.key.startswith("hydra.")]
         folder = Path(hydra.sweep.dir) / folder_name(point)
-        jobs.setdefault(folder, Job(len(jobs), folder, (*shared, *told), point, config))
+        jobs.setdefault(folder, Job(len(jobs), folder, verb, (*shared, *told), point, config))
     return list(jobs.values()), common
 
 
@@ -237,6 +241,11 @@ def _shared_overrides(axes: Sequence[Axis], groups: Collection[str]) -> list[str
     return texts + [
         f"++{text.lstrip('+')}" for chooses, text in fixed if not chooses and text[0] != "~"
     ]
+
+
+def _plain(value: str) -> str:
+    """Without the backslashes that Hydra puts before `:` and the like."""
+    return value if value.startswith(("'", '"')) else re.sub(r"\\(.)", r"\1", value)
 
 
 def _at(base: Composed | str, texts: Sequence[str]) -> dict[str, Any] | None:

@@ -73,9 +73,7 @@ def _start(command: str, arguments: list[str]) -> int:
     """A run of `search` or `train`, or a sweep."""
     options = _options(command, arguments)
     if options.multirun and not options.help:
-        if command != "search":
-            raise ValueError(f"{command} -m: sweeps are of searches; name one value for each key")
-        return _sweep(options)  # which hands signals on to its jobs
+        return _sweep(command, options)  # which hands signals on to its jobs
     stopper = Stopper()
     try:
         with stopper.listening(stopped_by):
@@ -119,13 +117,13 @@ def _compose_and_run(command: str, options: argparse.Namespace, stopper: Stopper
         decision.folder.release()
 
 
-def _sweep(options: argparse.Namespace) -> int:
+def _sweep(command: str, options: argparse.Namespace) -> int:
     from mae_nas.cli.logs import say
     from mae_nas.cli.sweep import run_sweep
 
     if options.cfg:
         raise ValueError("--cfg: shows one configuration; leave out -m and choose one value each")
-    text, code = run_sweep(options.overrides, options.config_dir)
+    text, code = run_sweep(command, options.overrides, options.config_dir)
     say(text)
     return code
 

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
 from mae_nas.cli.library import presets
 from mae_nas.cli.spelling import suggest
-from mae_nas.genotype import PUBLISHED, Genotype, read_genotype
+from mae_nas.genotype import Genotype, read_genotype
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mae_nas.network.complexity import Complexity, Place
 
 USAGE = """\
-mae-nas profile genotype=FILE|RUN|NAME|TEXT [genotype=...] [network=cifar] [KEY=VALUE ...]
+mae-nas profile genotype=FILE|RUN|NAME|TEXT|random:SEED [network=cifar] [KEY=VALUE ...]
 
 What a genotype's network costs, and how fast it is on this device beside networks of timm. Several
 genotypes (genotype=A,B or one argument each) make a table.
@@ -70,11 +71,21 @@ def profile(arguments: Sequence[str]) -> str:
 def _genotypes(texts: Sequence[str]) -> Iterator[tuple[str, Genotype]]:
     """Name and genotype of each; names and files may be listed with commas."""
     for number, text in enumerate(texts, 1):
-        if text in PUBLISHED or "(" in text or "{" in text:
-            yield text if text in PUBLISHED else f"text {number}", read_genotype(text)
-        else:
-            for name in text.removeprefix("[").removesuffix("]").split(","):
-                yield name.strip(), read_genotype(name.strip())
+        if "(" in text or "{" in text:
+            yield f"text {number}", read_genotype(text)
+            continue
+        listed = text.removeprefix("[").removesuffix("]").split(",")
+        for name in [text] if Path(text).exists() else map(str.strip, listed):
+            yield name, _named(name)
+
+
+def _named(name: str) -> Genotype:
+    if not name.startswith("random:"):
+        return read_genotype(name)
+    from mae_nas.spaces import S0  # torch, seconds
+    from mae_nas.spaces.derivation import named_genotype
+
+    return named_genotype(name, S0())
 
 
 def _place(options: Mapping[str, str]) -> "Place":

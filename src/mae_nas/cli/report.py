@@ -212,7 +212,7 @@ def _table(path: Path, missing: list[str]) -> list[list[str]]:
 def _short(column: str, cell: str) -> str:
     """What was measured to four digits; other text as it is."""
     try:
-        return f"{float(cell):.4g}" if column in MEASURES else cell
+        return f"{float(cell):.4g}" if column in {*MEASURES["search"], *MEASURES["train"]} else cell
     except ValueError:
         return cell
 

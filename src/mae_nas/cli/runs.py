@@ -37,7 +37,7 @@ def runs(arguments: Sequence[str]) -> str:
                 "run": run.folder.relative_to(root),
                 "state": run.state,
                 "step": run.step,
-                **run.measures(),
+                **run.measures("search"),
                 "top1": run.top1,
                 "age": run.age,
                 "reason": run.reason,

@@ -1,4 +1,4 @@
-"""`mae-nas search -m`: from overrides with several values to jobs, a table and a picture."""
+"""`mae-nas search -m`, `train -m`: from overrides with several values to jobs and a table."""
 
 from pathlib import Path
 
@@ -15,19 +15,21 @@ from mae_nas.runs.listing import RunState, columns, look
 from mae_nas.runs.sweeps import SweepRow, mistakes, refuse_other_axes, settled, write_table
 
 
-def run_sweep(overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
+def run_sweep(verb: str, overrides: list[str], config_dir: Path | None) -> tuple[str, int]:
     """Run every job whose result is not there yet; what to print at the end, and the exit code."""
     signals = Signals()
     try:
         with signals.listening():
-            return _run_sweep(overrides, config_dir, signals)
+            return _run_sweep(verb, overrides, config_dir, signals)
     except KeyboardInterrupt:
         return "stopped before a job started", stopped_by(signals.received)
 
 
-def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) -> tuple[str, int]:
+def _run_sweep(
+    verb: str, overrides: list[str], config_dir: Path | None, signals: Signals
+) -> tuple[str, int]:
     raise_all(line for axis in split_values(overrides, ()) for line in _misuses(axis))
-    planned, common = plan_jobs(overrides, config_dir)
+    planned, common = plan_jobs(overrides, config_dir, verb)
     folder = planned[0].folder.parent
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; {SWEEP_DIR} names a folder")
@@ -52,12 +54,13 @@ def _run_sweep(overrides: list[str], config_dir: Path | None, signals: Signals) 
 
 def _multirun(plan: Plan, common: list[str], config_dir: Path | None) -> list[Job]:
     """The jobs with their ends: Hydra's multirun, by our sweeper and launcher."""
-    with open_library("search", config_dir) as library:
+    verb = plan.jobs[0].verb
+    with open_library(verb, config_dir) as library:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         texts = [*library.search_path, *common]
         try:
-            returns = hydra.multirun("search", plan, texts, with_log_configuration=False)
+            returns = hydra.multirun(verb, plan, texts, with_log_configuration=False)
         except HydraException as error:
             refused = isinstance(error.__cause__, ValueError)  # by the launcher's settings
             raise ValueError(str(error.__cause__ if refused else error)) from error
@@ -87,4 +90,4 @@ def _row(job: Job) -> SweepRow:
     statuses = {None: "waiting", CONFIGURATION: refused}
     in_order = "stopped" if is_in_order(job.code) else "failed"
     status = ended or statuses.get(job.code, in_order)
-    return SweepRow(job.number, job.point, status, run, "" if ended else job.reason)
+    return SweepRow(job.number, job.point, status, run, "" if ended else job.reason, job.verb)

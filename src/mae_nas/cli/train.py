@@ -22,7 +22,7 @@ from mae_nas.cli.check import Layout, Root
 from mae_nas.cli.run import Config, Run
 from mae_nas.data import ImageSource
 from mae_nas.data.labelled import LabelledData
-from mae_nas.genotype import read_genotype
+from mae_nas.genotype import Genotype
 from mae_nas.network import DerivedNetwork, NetworkSize
 from mae_nas.network.complexity import Place, measure_complexity
 from mae_nas.network.training import (
@@ -32,6 +32,7 @@ from mae_nas.network.training import (
     TrainReading,
     take_train_reading,
 )
+from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.listing import counted
 from mae_nas.runs.loggers import LoggerSettings, RunLog
@@ -39,6 +40,8 @@ from mae_nas.runs.tables import MetricsTable
 from mae_nas.runs.train_plots import plot_classes, plot_curves
 from mae_nas.runs.trainer import NetworkEfficiency, TrainerSettings
 from mae_nas.search.optimizers import make_fused
+from mae_nas.spaces import S0
+from mae_nas.spaces.derivation import named_genotype
 
 log = logging.getLogger("mae_nas")
 
@@ -47,12 +50,12 @@ log = logging.getLogger("mae_nas")
 class TrainRoot(Root):
     """The keys of a training that belong to no section."""
 
-    genotype: str
+    genotype: str  # `random:SEED` is of S0
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         try:
-            read_genotype(self.genotype)
+            _genotype(self.genotype)
         except (ValueError, OSError) as error:
             yield str(error)
 
@@ -125,6 +128,7 @@ class TrainRun(Run[TrainReading]):
         return f"loss {row['weight_loss']:.3f}  accuracy {100 * row['accuracy']:.0f} %{judged}"
 
     def draw(self, readings: Sequence[TrainReading], run_log: RunLog) -> None:
+        write_json(self.folder.genotype, self.module.network.genotype.to_dict())
         rows = MetricsTable(self.folder.metrics).rows()
         plot_curves(rows, [reading.to_dict() for reading in readings], self.folder.plots)
         if readings[-1].step >= self.last_step:
@@ -230,10 +234,14 @@ LAYOUT = Layout(
 )
 
 
+def _genotype(text: str) -> Genotype:
+    return named_genotype(text, S0())
+
+
 def _shape(config: Config, place: Place) -> DerivedNetwork:
     """The network without storage: what does not fit is refused."""
     with torch.device("meta"):
-        return place.network(read_genotype(config["genotype"]))
+        return place.network(_genotype(config["genotype"]))
 
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
@@ -253,12 +261,13 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
         workers=efficiency.workers,
         resident=efficiency.resident,
     )
+    data.augmentation = recipe.augmentation
     with progress(console, "reading images") as on_progress:
         data.load(on_progress)
     pl.seed_everything(config["seed"], workers=False, verbose=False)
     size = build(NetworkSize, config["network"], {}, "network")
     place = Place(size, data.channels, data.side, len(data.classes))
-    network = place.network(read_genotype(config["genotype"]))
+    network = place.network(_genotype(config["genotype"]))
     steps = data.steps_per_epoch
     module = TrainModule(network, recipe, settings.epochs(steps), steps, efficiency.compile)
     last_step = ready(module, settings)

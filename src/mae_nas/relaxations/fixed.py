@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mae_nas.genotype import Genotype, read_genotype
+from mae_nas.genotype import Genotype
 from mae_nas.relaxations.base import Mixture, Relaxation
 from mae_nas.spaces import SearchSpace
-from mae_nas.spaces.derivation import random_genotype
+from mae_nas.spaces.derivation import named_genotype
 from mae_nas.spaces.primitives import PRIMITIVES, Primitive
 
-_RANDOM, _NONE = "random:", "none"
+_NONE = "none"
 
 
 class Fixed(Relaxation):
@@ -19,14 +19,14 @@ class Fixed(Relaxation):
 
     Args:
         space: that the genotype is from.
-        genotype: a file, run folder, published name or DARTS's text, see `read_genotype`; or
-            `random:SEED`, the cell that noise α derive (DARTS's rule, both kinds of cell).
+        genotype: a file, run folder, published name or DARTS's text, or
+            `random:SEED`, see `named_genotype`.
     """
 
     learns = False
 
     def __init__(self, space: SearchSpace, genotype: str) -> None:
-        one_cell = _OneCell(space, _genotype(genotype, space))
+        one_cell = _OneCell(space, named_genotype(genotype, space))
         super().__init__(one_cell)
         self._scores = {kind: one_cell.among(space, kind) for kind in self.alphas}
 
@@ -72,12 +72,3 @@ class _OneCell(SearchSpace):
 
     def operations(self) -> Mapping[str, Callable[[int, int], Primitive]]:
         return self._operations
-
-
-def _genotype(text: str, space: SearchSpace) -> Genotype:
-    if not text.startswith(_RANDOM):
-        return read_genotype(text)
-    seed = text.removeprefix(_RANDOM)
-    if not (seed.isascii() and seed.isdigit()):
-        raise ValueError(f"genotype: {text[:100]!r}: needs a whole number, e.g. random:0")
-    return random_genotype(space, int(seed))

@@ -12,7 +12,11 @@ from mae_nas.runs.files import read_json
 from mae_nas.runs.folder import FORMAT, RunFolder
 from mae_nas.runs.tables import JsonLines
 
-MEASURES = ("skips_normal", "loss", "verdict", "seconds", "chance_normal")
+MEASURES: Mapping[str, Sequence[str]] = {
+    "search": ("skips_normal", "loss", "verdict", "seconds", "chance_normal"),
+    "train": ("top1", "loss", "seconds"),
+}
+"""What tables show of the runs of a command."""
 Value = TypeVar("Value")
 
 
@@ -47,9 +51,9 @@ class RunState:
     reason: str = ""
     top1: float | None = None
 
-    def measures(self) -> dict[str, object]:
-        """What tables show of it."""
-        return {name: getattr(self, name) for name in MEASURES}
+    def measures(self, command: str) -> dict[str, object]:
+        """What tables show of it as a run of `command`."""
+        return {name: getattr(self, name) for name in MEASURES[command]}
 
 
 def look(path: Path) -> RunState:

@@ -18,15 +18,21 @@ from mae_nas.runs.sweeps import SweepRow
 
 REPEATS = "seed"  # the axis that is averaged over
 Measure = Callable[[SweepRow], float | None]
-PANELS: Mapping[str, tuple[str, Measure]] = {
-    "skips": ("skips of the normal cell", lambda row: row.run.skips_normal),
-    "loss": ("held-out loss", lambda row: row.run.loss),
+PANELS: Mapping[str, Mapping[str, tuple[str, Measure]]] = {
+    "search": {
+        "skips": ("skips of the normal cell", lambda row: row.run.skips_normal),
+        "loss": ("held-out loss", lambda row: row.run.loss),
+    },
+    "train": {
+        "top1": ("top-1 accuracy", lambda row: row.run.top1),
+        "loss": ("cross entropy", lambda row: row.run.loss),
+    },
 }
 
 
 @canvas.styled
 def plot_sweep(rows: Sequence[SweepRow], folder: Path) -> list[Path]:
-    """Draw skips and held-out loss over the swept axes, as `sweep.png` and `sweep.svg`.
+    """Draw what matters of each job over the swept axes, as `sweep.png` and `sweep.svg`.
 
     One axis gives curves, two give heat maps (down and across), further ones a row of heat maps
     for each of their values. Seeds are averaged over.
@@ -49,8 +55,9 @@ def _curves(rows: Sequence[SweepRow], axis: str) -> Figure:
     names = _distinct(rows, axis)
     places = _places(names)
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(PANELS))
-    for panel, (key, (title, measure)) in zip(panels, PANELS.items(), strict=True):
+    shown = PANELS[rows[0].command]
+    panels = figure.subplots(1, len(shown))
+    for panel, (key, (title, measure)) in zip(panels, shown.items(), strict=True):
         colour = WEIGHT if key == "loss" else ARCHITECTURE
         found = [_measured(_at(rows, {axis: name}), measure) for name in names]
         known = [(p, f) for p, f in zip(places, found, strict=True) if f]
@@ -69,7 +76,8 @@ def _curves(rows: Sequence[SweepRow], axis: str) -> Figure:
             chance = [_measured(_at(rows, {axis: name}), _chance) for name in names]
             levels = [(p, np.mean(f)) for p, f in zip(places, chance, strict=True) if f]
             panel.plot(*zip(*levels, strict=True), color=MUTED, lw=1, ls="--", marker="_", ms=14)
-    note = "line: mean over seeds; shaded: one standard deviation; dots: jobs; dashed: chance"
+    note = "line: mean over seeds; shaded: one standard deviation; dots: jobs"
+    note += "; dashed: chance" if "skips" in shown else ""
     figure.supxlabel(note, fontsize=9, color=MUTED)
     return figure
 
@@ -86,10 +94,11 @@ def _heat_maps(
     (down, across), others = axes[:2], axes[2:]
     facets = [dict(zip(others, p, strict=True)) for p in product(*(values[o] for o in others))]
     wide, tall = 2.0 + 1.15 * len(values[across]), 1.3 + 0.55 * len(values[down])
-    size = max(8.0, wide * len(PANELS)), tall * len(facets)
+    shown = PANELS[rows[0].command]
+    size = max(8.0, wide * len(shown)), tall * len(facets)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(facets), len(PANELS), squeeze=False)
-    for column, (key, (title, measure)) in enumerate(PANELS.items()):
+    panels = figure.subplots(len(facets), len(shown), squeeze=False)
+    for column, (key, (title, measure)) in enumerate(shown.items()):
         limits = _limits(_measured(rows, measure))
         for facet, panel in zip(facets, panels[:, column], strict=True):
             inside = _at(rows, facet)

@@ -9,7 +9,10 @@ from pathlib import Path
 from mae_nas.runs.files import write_text
 from mae_nas.runs.listing import MEASURES, RunState, printable
 
-COLUMNS = ("job", "overrides", "status", *MEASURES, "reason")
+
+def columns_of(command: str) -> tuple[str, ...]:
+    """Of the table of a sweep of `search` or `train`, before those of its axes."""
+    return ("job", "overrides", "status", *MEASURES[command], "reason")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class SweepRow:
         status: of its run (see `RunState`), `impossible` (refused as a configuration) or `waiting`.
         run: what its folder shows.
         reason: why there is no result.
+        command: what the sweep is of, `search` or `train`.
     """
 
     job: int
@@ -29,17 +33,19 @@ class SweepRow:
     status: str
     run: RunState
     reason: str = ""
+    command: str = "search"
 
     @property
     def has_result(self) -> bool:
-        """Whether the search has come to its end."""
+        """Whether the run has come to its end."""
         return self.status in ("finished", "collapsed")
 
     def cells(self) -> dict[str, object]:
         """The table's columns."""
         overrides = " ".join(f"{key}={value}" for key, value in self.point.items())
-        values = (self.job, overrides, self.status, *self.run.measures().values(), self.reason)
-        return dict(zip(COLUMNS, values, strict=True))
+        measures = self.run.measures(self.command).values()
+        values = (self.job, overrides, self.status, *measures, self.reason)
+        return dict(zip(columns_of(self.command), values, strict=True))
 
 
 def write_table(rows: Sequence[SweepRow], path: Path) -> None:
@@ -56,7 +62,7 @@ def refuse_other_axes(path: Path, axes: Collection[str]) -> None:
     """Raise one line if `path` is the table of a sweep over other axes than `axes`."""
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
-            old = set(next(csv.reader(file), [])) - set(COLUMNS)
+            old = set(next(csv.reader(file), [])) - {*columns_of("search"), *columns_of("train")}
         if old != set(axes):
             over = (
                 f"{', '.join(sorted(old)) or 'nothing'}, this command line over {', '.join(axes)}"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_nas.backbone import CELL_KINDS
-from mae_nas.genotype import CellGenotype, Edge, Genotype
+from mae_nas.genotype import CellGenotype, Edge, Genotype, read_genotype
 from mae_nas.randomness import Purpose, derive_key
 from mae_nas.spaces import SearchSpace
 
@@ -66,6 +66,19 @@ def derive(
         cells[kind] = CellGenotype(edges, space.concat, space.inputs)
         totals[kind] = float(choice.strength[0, kept].sum())
     return Genotype(**cells), totals
+
+
+RANDOM = "random:"
+
+
+def named_genotype(text: str, space: SearchSpace) -> Genotype:
+    """What `read_genotype` reads, or the random cells of the space that `random:SEED` names."""
+    if not text.startswith(RANDOM):
+        return read_genotype(text)
+    seed = text.removeprefix(RANDOM)
+    if not (seed.isascii() and seed.isdigit()):
+        raise ValueError(f"genotype: {text[:100]!r}: needs a whole number, e.g. random:0")
+    return random_genotype(space, int(seed))
 
 
 def random_genotype(space: SearchSpace, seed: int) -> Genotype:
