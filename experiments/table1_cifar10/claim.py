@@ -12,7 +12,7 @@ AXES = {
     ),
     "small": (
         *("seed=range(0,1)", "genotype=DARTS_V2,random:0"),
-        *("network=tiny", "network.width=16", "recipe=quick", "trainer.max_epochs=6"),
+        *("network=tiny", "network.width=16", "recipe=quick", "trainer.max_epochs=3"),
     ),
     "full": (
         "seed=0,1,2,3,4",
