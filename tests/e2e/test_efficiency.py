@@ -1,6 +1,7 @@
 """The fused cell in whole searches: the reference's results, checkpoints that both continue."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mae_nas.supernet.depthwise import cpp
 
 Search = Callable[..., int]
 Finished = Callable[..., Path]
+Start = Callable[..., subprocess.Popen[str]]
 EXACT = ["trainer.precision=64-true", "supernet.width=8", "search.arch_optimizer.lr=0.01"]
 
 
@@ -78,3 +80,15 @@ def test_recomputing_is_refused_where_nothing_is_fused(
     assert search("efficiency=reference", "efficiency.recompute=true") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mae-nas: efficiency: recompute: is of the fused cell")
+
+
+def test_without_a_compiler_a_search_works_and_says_so_once(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere")
+    process = start(*EXACT, "trainer.max_steps=2", "hydra.run.dir=run")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert record["backend"] == "fused-torch"
+    assert said.count("depthwise convolutions by torch") == 1, said

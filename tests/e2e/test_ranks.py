@@ -13,11 +13,12 @@ import torch
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from mae_nas.genotype import read_genotype
+from mae_nas.supernet.depthwise import cpp
 
 Search = Callable[..., int]
 Start = Callable[..., subprocess.Popen[str]]
 WaitFor = Callable[..., None]
-EXACT = ["trainer.precision=64-true", "trainer.sync_batchnorm=true"]
+EXACT = ["trainer.precision=64-true", "trainer.sync_batchnorm=true", "supernet.width=8"]
 LONG = "trainer.max_epochs=9"  # 54 steps, not 12
 TWO = "trainer.devices=2"
 
@@ -41,9 +42,10 @@ def assert_close(run: Path, other: Path, limit: float = 1e-10) -> None:
 @pytest.mark.parametrize(
     ("devices", "extra"),
     [
-        (2, ["efficiency.resident=false", "efficiency.workers=1"]),
+        (2, ["efficiency.resident=false", "efficiency.workers=1", "mask.mode=sparse"]),
         pytest.param(2, [LONG], marks=pytest.mark.slow),
         pytest.param(2, [LONG, "mask.mode=sparse"], marks=pytest.mark.slow),
+        pytest.param(2, ["efficiency.resident=false"], marks=pytest.mark.slow),
         pytest.param(2, ["decoder=unet", "trainer.accumulate=2"], marks=pytest.mark.slow),
         pytest.param(2, ["search.second_order=true"], marks=pytest.mark.slow),
         pytest.param(4, [LONG], marks=pytest.mark.slow),
@@ -59,6 +61,8 @@ def test_ranks_compute_the_search_of_one(
     assert code == 0, said
     assert "Warning" not in said  # DDP's, of gradients that it has to copy
     assert_close(tmp_path / "run", finished(*EXACT, *alone))
+    record = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert record["backend"] == ("fused-torch" if cpp.library() is None else "fused-cpp")
 
 
 @pytest.mark.slow

@@ -20,12 +20,7 @@ from mae_nas.supernet.sites import Sites, sites_at
 
 DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 FORMS = [Form(*form) for form in sorted(triton.FORMS)]
-TOLERANCES = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-    torch.float16: 2e-3,
-    torch.bfloat16: 1e-2,
-}
+TOLERANCES = triton._TOLERANCES
 GEOMETRIES = {"dense": (None, 6, 10), "packed": (4, 8, 8), "mixed": (1, 8, 8)}
 """Side of a patch, height and width. A patch of one pixel is no cell of a coarser map."""
 SHARING = {"one": (0, 0, 0), "each": (0, 1, 2), "some": (0, 1, 0)}

@@ -9,11 +9,13 @@ from torch import Tensor
 from mae_nas.backbone import CELL_KINDS
 from mae_nas.masking import BatchNorm
 from mae_nas.relaxations import Mixture
-from mae_nas.spaces import SearchSpace
+from mae_nas.spaces import S0, SearchSpace
 from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Primitive, SepConv
-from mae_nas.supernet import FusedCell, Supernet, SupernetSize
+from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize
 
 Check = Callable[..., None]
+Both = Callable[..., tuple[Supernet, Supernet]]
+Passes = Callable[..., tuple[list[Tensor], list[Tensor]]]
 
 
 class Own(SearchSpace):
@@ -87,6 +89,92 @@ def with_bias(operation: DepthwiseSeparable) -> Primitive:
     return operation
 
 
+class Odd(SearchSpace):
+    """Separable convolutions of the usual classes, of other forms than those classes make."""
+
+    nodes = 2
+
+    def primitives(self, kind: str) -> list[list[str]]:
+        del kind
+        return [[*ODD, "sep_conv_3x3"]] * len(self.edges)
+
+    def operations(self) -> dict[str, Callable[[int, int], Primitive]]:
+        return {**PRIMITIVES, **ODD}
+
+
+def strided_last(channels: int, stride: int) -> Primitive:
+    operation = SepConv(channels, 3, 1)
+    operation.second = DepthwiseSeparable(channels, 3, stride)
+    return operation
+
+
+def strided_point(channels: int, stride: int) -> Primitive:
+    operation = DepthwiseSeparable(channels, 3, 1)
+    operation.pointwise = torch.nn.Conv2d(channels, channels, 1, stride, bias=False)
+    return operation
+
+
+def expanding(channels: int, stride: int) -> Primitive:
+    operation = SepConv(channels, 3, stride)
+    operation.first.pointwise = torch.nn.Conv2d(channels, 2 * channels, 1, bias=False)
+    operation.first.norm = BatchNorm(2 * channels, affine=False)
+    operation.second.depthwise = torch.nn.Conv2d(
+        2 * channels, 2 * channels, 3, padding=1, groups=2 * channels, bias=False
+    )
+    operation.second.pointwise = torch.nn.Conv2d(2 * channels, channels, 1, bias=False)
+    return operation
+
+
+def nested(channels: int, stride: int) -> Primitive:
+    operation = DepthwiseSeparable(channels, 3, stride)
+    operation.pointwise = torch.nn.Sequential(operation.pointwise)  # type: ignore[assignment]
+    return operation
+
+
+class NoReLU(DepthwiseSeparable):
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        del before
+        return self.norm(self.pointwise(self.depthwise(x)), after)
+
+
+def without_relu(channels: int, stride: int) -> Primitive:
+    operation = SepConv(channels, 3, stride)
+    operation.second = NoReLU(channels, 3, 1)
+    return operation
+
+
+def own_forward(channels: int, stride: int) -> Primitive:
+    operation = DepthwiseSeparable(channels, 3, stride)
+    forward = operation.forward
+    operation.forward = lambda *given: -forward(*given)  # type: ignore[method-assign]
+    return operation
+
+
+def hooked(channels: int, stride: int) -> Primitive:
+    operation = PRIMITIVES["max_pool_3x3"](channels, stride)
+    operation.register_forward_hook(lambda _module, _given, y: 2 * y)
+    return operation
+
+
+def normed(channels: int, stride: int) -> Primitive:
+    operation = DepthwiseSeparable(channels, 3, stride)
+    torch.nn.utils.spectral_norm(operation.pointwise)
+    operation.pointwise.eval()  # or a pass would move its estimate
+    return operation
+
+
+ODD: dict[str, Callable[[int, int], Primitive]] = {
+    "strided_last": strided_last,
+    "strided_point": strided_point,
+    "expanding": expanding,
+    "nested": nested,
+    "without_relu": without_relu,
+    "own_forward": own_forward,
+    "hooked": hooked,
+    "normed": normed,
+}
+
+
 class Wide(SearchSpace):
     """Forms that the kernel does not know, beside one that it does."""
 
@@ -121,6 +209,97 @@ def test_candidates_alike_and_operations_of_another_make_are_the_references(
     check: Check, patch: int | None
 ) -> None:
     check(Twins(), "signed", patch=patch, depth=3)
+
+
+def test_layers_of_another_form_are_the_references(check: Check) -> None:
+    check(Odd(), "signed", depth=3)
+
+
+def test_norms_at_rest_in_a_cell_that_trains_are_the_references(both: Both, passes: Passes) -> None:
+    results = []
+    for net in both(S0(), width=8):
+        for part in net.modules():
+            if isinstance(part, BatchNorm):
+                part.eval()
+        torch.manual_seed(3)
+        scores = {kind: torch.randn(S0().shape(kind)).double() for kind in CELL_KINDS}
+        image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+        results.append(passes(net, scores, "softmax", image, None))
+    for ours, theirs in zip(
+        *(features + gradients for features, gradients in results), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("changed", ["momentum", "eps", "affine", "training"])
+def test_norms_that_were_changed_are_refused(both: Both, changed: str) -> None:
+    _, fused = both()
+    values = {"momentum": None, "eps": 1.0, "affine": True, "training": False}
+    norm = [part for part in fused.backbone.cells[0].edges.modules() if type(part) is BatchNorm][3]
+    setattr(norm, changed, values[changed])
+    mixture = Mixture(torch.randn(S0().shape("normal")).double())
+    with pytest.raises(RuntimeError, match="use efficiency=reference"):
+        fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
+
+
+def test_a_mixture_of_another_space_is_refused(both: Both) -> None:
+    _, fused = both()
+    mixture = Mixture(torch.randn(S0().shape("normal")[0], 9).double())
+    with pytest.raises(ValueError, match=r"mixture of 126 weights, the cell has \(14, 8\)"):
+        fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
+
+
+def test_one_name_twice_on_an_edge_is_a_mistake() -> None:
+    class Same(SearchSpace):
+        def primitives(self, kind: str) -> list[list[str]]:
+            del kind
+            return [["sep_conv_3x3", "sep_conv_3x3", "none"]] * len(self.edges)
+
+    lines = list(Same().problems())
+    assert len(lines) == 2
+    assert "sep_conv_3x3 stands twice on an edge" in lines[0]
+
+
+class Far(SearchSpace):
+    """Inputs of pools and separable convolutions that lie far from zero."""
+
+    nodes = 2
+
+    def primitives(self, kind: str) -> list[list[str]]:
+        del kind
+        return [["far", "max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_5x5"]] * 5
+
+    def operations(self) -> dict[str, Callable[[int, int], Primitive]]:
+        return {**PRIMITIVES, "far": Offset}
+
+
+class Offset(Primitive):
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        del channels
+        self.stride = stride
+
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        del before, after
+        return x[:, :, :: self.stride, :: self.stride] + 300.0
+
+
+def test_digits_are_kept_far_from_zero(passes: Passes) -> None:
+    space, image = Far(), torch.randn(4, 3, 16, 16)
+    plan = SupernetSize(8, 3, "cifar").plan(space, 16)
+    exact = Supernet(space, 3, 3, plan, ReferenceCell)
+    values = {name: value.clone() for name, value in exact.state_dict().items()}
+    scores = {kind: torch.randn(space.shape(kind)) for kind in CELL_KINDS}
+    wide = {kind: value.double() for kind, value in scores.items()}
+    wanted, _ = passes(exact.double(), wide, "softmax", image.double(), None)
+    errors = []
+    for cell in (FusedCell, ReferenceCell):
+        net = Supernet(space, 3, 3, plan, cell)
+        net.load_state_dict(values)
+        found, _ = passes(net, scores, "softmax", image, None)
+        errors.append([(a - b).norm() / b.norm() for a, b in zip(found, wanted, strict=True)])
+    for ours, theirs in zip(*errors, strict=True):
+        assert 0 < ours < 5 * theirs
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

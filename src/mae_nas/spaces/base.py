@@ -68,6 +68,12 @@ class SearchSpace(ABC):
                     f"{type(self).__name__}.primitives({kind!r}): needs {len(self.edges)} edges "
                     f"with equally many candidates, got {sizes}"
                 )
+            twice = sorted({n for names in candidates for n in names if names.count(n) > 1})
+            if twice:
+                yield (
+                    f"{type(self).__name__}.primitives({kind!r}): {', '.join(twice)} stands twice "
+                    "on an edge; give the second another name in operations()"
+                )
         named = {n for kind in CELL_KINDS for names in self.primitives(kind) for n in names}
         known = self.operations()
         for name in sorted(named - known.keys()):

@@ -58,7 +58,9 @@ class Norms:
         self.norms = norms
         self.count = count
         self.eps = norms[0].eps
-        self._momentum = norms[0].momentum or 0.0
+        momentum = norms[0].momentum
+        assert momentum is not None  # a mean of all batches, see `FusedCell`
+        self._momentum = momentum
         self._is_across = getattr(norms[0], "synchronised", False) and ranks.size() > 1
 
     def centred(self, moments: Moments, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -181,20 +183,24 @@ class PoolFold:
         norms: Q · E.
         moments: of the Q pools; None: norms by running statistics.
         mixing: a, (Q, E).
+        shift: (C,), what the pools were lessened by, see `Fold`.
 
     Attributes:
         product: s (Q, E, C).
         bias: b (Q, E, C).
     """
 
-    def __init__(self, norms: Norms, moments: Moments | None, mixing: Tensor) -> None:
+    def __init__(
+        self, norms: Norms, moments: Moments | None, mixing: Tensor, shift: Tensor | None = None
+    ) -> None:
         self._norms, self._mean = norms, None
         if moments is None:
             centre, variance = (x.view(*mixing.shape, -1) for x in norms.running())
         else:
-            self._mean, variance = norms.centred(moments)
+            shift = None if shift is None else shift.expand_as(moments.mean)
+            self._mean, variance = norms.centred(moments, shift)
             variance.clamp_(min=0)
-            norms.update(self._mean, variance)
+            norms.update(self._mean if shift is None else self._mean + shift, variance)
             centre, variance = self._mean[:, None], variance[:, None]
         self._centre, self._variance = centre, variance
         self._root = torch.rsqrt(variance + norms.eps)

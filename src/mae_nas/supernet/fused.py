@@ -9,6 +9,7 @@ sparse masking only visible sites have rows, see `sites`.
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from mae_nas.backbone import CellSpec, CellState
 from mae_nas.masking import VisibleMap
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
-from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, ReLUConvBN, Skip
+from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, ReLUConvBN
 from mae_nas.supernet import depthwise
 from mae_nas.supernet.layers import Layer, SeparableGroup, is_plain, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
@@ -81,6 +82,9 @@ class NodeState(RowState):
 class FusedCell(ReferenceCell):
     """`ReferenceCell` with another forward: the same weights, buffers and results.
 
+    What an operation is made of is looked at when the cell is built: hooks, norms and convolutions
+    are not to be exchanged afterwards. There are first derivatives alone.
+
     Args:
         space: edges and candidates.
         spec: the cell's place in the backbone.
@@ -94,15 +98,20 @@ class FusedCell(ReferenceCell):
         super().__init__(space, spec)
         self.compiles, self.recomputes = compiles, recomputes
         self._backend = ""
-        candidates = space.shape(spec.kind)[1]
+        self._weights = space.shape(spec.kind)
         operations = [
-            dict(enumerate(_candidates(edge), e * candidates)) for e, edge in enumerate(self.edges)
+            dict(enumerate(_candidates(edge), e * self._weights[1]))
+            for e, edge in enumerate(self.edges)
         ]
         by_ends = dict(zip(space.edges, operations, strict=True))
         self._sources = [
-            _Source([by_ends.get((source, target), {}) for target in space.concat])
+            _Source(
+                [by_ends.get((source, target), {}) for target in space.concat],
+                (spec.width, self._stride(source)),
+            )
             for source in range(space.inputs + space.nodes)
         ]
+        self._norms = [norm for source in self._sources for norm in source.norms]
         self._noises = [
             (choice, source < space.inputs, operation)
             for edge, (source, _) in zip(operations, space.edges, strict=True)
@@ -143,6 +152,9 @@ class FusedCell(ReferenceCell):
         visible: VisibleMap | None,
         dtype: torch.dtype | None,
     ) -> NodeState:
+        if mixing.numel() != self._weights[0] * self._weights[1]:
+            raise ValueError(f"mixture of {mixing.numel()} weights, the cell has {self._weights}")
+        is_training = self._are_training()
         batch, height, width = last.shape
         ratio = self.spec.stride_out // self.spec.stride_in
         before = sites_at(visible, self.spec.inputs[0].stride, before_last.shape)
@@ -166,9 +178,22 @@ class FusedCell(ReferenceCell):
                 nodes.append(inner.masked(node.to(nodes[0].dtype)))
                 positive.append(nodes[j].relu())
             here = outer if j < self.space.inputs else inner
-            setting = Setting(here, inner, backend, self.training, self.recomputes, dtype)
+            setting = Setting(here, inner, backend, is_training, self.recomputes, dtype)
             source.add_to(sums, nodes[j], positive[j], mixing, setting, noise)
         return NodeState(nodes[self.space.inputs :], positive[self.space.inputs :], inner)
+
+    def _are_training(self) -> bool:
+        """Whether norms go by the batch; those of shared operations must agree, as in a cell."""
+        found = {(n.training, n.eps, n.momentum, n.affine) for n in self._norms}
+        if not found:
+            return self.training
+        (is_training, _, momentum, affine), *others = found
+        if others or momentum is None or affine:
+            raise RuntimeError(
+                "fused cell: its BatchNorms differ in training, eps or momentum, or were changed "
+                "after it was built; use efficiency=reference"
+            )
+        return is_training
 
     def _noise(self, like: Tensor, outer: Sites, inner: Sites) -> Mapping[int, Tensor]:
         """By choice: drawn in the reference's order, since its input's shape is all it needs."""
@@ -187,24 +212,31 @@ class _Source:
     Args:
         operations: of the edges to each of the nodes that receive sums, the candidates by their
             place among the cell's weights; none where there is no edge.
+        place: their channels and stride.
     """
 
-    def __init__(self, operations: Sequence[Mapping[int, Primitive]]) -> None:
+    def __init__(
+        self, operations: Sequence[Mapping[int, Primitive]], place: tuple[int, int]
+    ) -> None:
         layers: list[Layer] = []
         pools: dict[object, list[tuple[int, int, Pool]]] = {}
         skips: list[tuple[int, int]] = []
         reductions: list[tuple[int, int, FactorizedReduce]] = []
         self.others: list[tuple[int, int, Primitive]] = []
+        self.norms: list[nn.BatchNorm2d] = []
         for slot, candidates in enumerate(operations):
             taken: set[object] = set()
             for choice, operation in candidates.items():
-                layer = layer_of(slot, choice, operation)
+                if operation.is_zero:
+                    continue
+                is_known = is_plain(operation, *place)
+                layer = layer_of(slot, choice, operation) if is_known else None
+                if layer is None and not (is_known and _may_share(operation, taken)):
+                    self.others.append((slot, choice, operation))
+                    continue
+                self.norms += [n for n in operation.modules() if isinstance(n, nn.BatchNorm2d)]
                 if layer is not None:
                     layers.append(layer)
-                elif operation.is_zero:
-                    continue
-                elif not _may_share(operation, taken):
-                    self.others.append((slot, choice, operation))
                 elif isinstance(operation, Pool):
                     pools.setdefault(operation.pool, []).append((slot, choice, operation))
                 elif isinstance(operation, FactorizedReduce):
@@ -246,8 +278,7 @@ class _Source:
 def _may_share(operation: Primitive, taken: set[object]) -> bool:
     """Whether other edges' operations can be computed with it: one of each kind, on an edge."""
     kind = operation.pool if isinstance(operation, Pool) else type(operation)
-    is_known = type(operation) in (Pool, FactorizedReduce, Skip) and is_plain(operation)
-    if not is_known or kind in taken:
+    if kind in taken:
         return False
     taken.add(kind)
     return True
@@ -273,7 +304,10 @@ def _by_edges(
 
 def _candidates(edge: nn.Module) -> list[Primitive]:
     assert isinstance(edge, MixedOp)
-    return [candidate for candidate in edge.candidates.values() if isinstance(candidate, Primitive)]
+    for name, candidate in edge.candidates.items():
+        if not isinstance(candidate, Primitive):
+            raise TypeError(f"{name}: is a {type(candidate).__name__}, not a Primitive")
+    return cast("list[Primitive]", list(edge.candidates.values()))
 
 
 def _preprocessed(

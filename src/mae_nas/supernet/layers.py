@@ -1,14 +1,22 @@
 """The separable convolutions that leave one node, sorted so that equal forms are neighbours."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
-from mae_nas.masking import BatchNorm, visible_average_pool, visible_max_pool
-from mae_nas.spaces.primitives import DepthwiseSeparable, Pool, Primitive, SepConv
+from mae_nas.masking import visible_average_pool, visible_max_pool
+from mae_nas.spaces.primitives import (
+    DepthwiseSeparable,
+    FactorizedReduce,
+    Pool,
+    Primitive,
+    SepConv,
+    Skip,
+)
 from mae_nas.supernet.depthwise import Form
 from mae_nas.supernet.sites import index
 
@@ -31,9 +39,7 @@ class Layer:
 
 
 def layer_of(slot: int, choice: int, operation: Primitive) -> Layer | None:
-    """None: an operation of another kind."""
-    if not is_plain(operation):
-        return None
+    """Of an operation that is plain; None: one of another kind."""
     if type(operation) is SepConv:
         return Layer(slot, choice, operation.first, operation.second)
     if type(operation) is DepthwiseSeparable:
@@ -41,31 +47,67 @@ def layer_of(slot: int, choice: int, operation: Primitive) -> Layer | None:
     return None
 
 
-def is_plain(operation: Primitive) -> bool:
-    """Whether it is as its own class makes it, in all that the fused cell takes for granted.
+def is_plain(operation: Primitive, channels: int, stride: int) -> bool:
+    """Whether it is as its own class makes it for this place, so that its maths is known.
 
-    What a maker of the user's has given a bias, another padding or another norm is another
+    What a maker of the user's has given a bias, a hook, another norm or another form is another
     operation, computed as it says.
     """
-    parts = list(operation.modules())
-    norms = [part for part in parts if isinstance(part, nn.BatchNorm2d)]
-    convolutions = [part for part in parts if isinstance(part, nn.Conv2d)]
-    if type(operation) is Pool and operation.pool not in (visible_max_pool, visible_average_pool):
-        return False
-    return all(map(_is_plain_norm, norms)) and all(map(_is_plain_convolution, convolutions))
+    made = _as_made(*_form_of(operation), channels, stride)
+    parts = dict(operation.named_modules())
+    return parts.keys() == made.keys() and all(
+        _is_alike(part, made[name]) for name, part in parts.items()
+    )
 
 
-def _is_plain_norm(norm: nn.BatchNorm2d) -> bool:
-    usual = (norm.eps, norm.momentum) == (1e-5, 0.1)
-    return type(norm) is BatchNorm and usual and not norm.affine and norm.track_running_stats
+def _form_of(operation: Primitive) -> tuple[type[Primitive], object, int]:
+    """Class, kernel or pool, and dilation; 0 where there is none."""
+    kind = type(operation)
+    if isinstance(operation, Pool):
+        return kind, operation.pool, operation.stride
+    first = operation.first if isinstance(operation, SepConv) else operation
+    conv = getattr(first, "depthwise", None)
+    if not isinstance(conv, nn.Conv2d):
+        return kind, 0, 0
+    return kind, conv.kernel_size[0], conv.dilation[0]
 
 
-def _is_plain_convolution(conv: nn.Conv2d) -> bool:
-    (kernel, width), (dilation, _) = conv.kernel_size, conv.dilation
-    centred = conv.padding == (dilation * (kernel // 2),) * 2 and conv.padding_mode == "zeros"
-    square = kernel == width and len({*conv.dilation}) == len({*conv.stride}) == 1
-    grouped = conv.groups == (1 if kernel == 1 else conv.in_channels)
-    return type(conv) is nn.Conv2d and conv.bias is None and square and centred and grouped
+@cache
+def _as_made(
+    kind: type[Primitive], form: object, dilation: int, channels: int, stride: int
+) -> Mapping[str, nn.Module]:
+    """The parts of what the class makes for this place, without storage; none of a class unknown.
+
+    Of a pool `dilation` is its own stride.
+    """
+    made: nn.Module | None = None
+    with torch.device("meta"):
+        if kind is Pool and dilation == stride:
+            known = [pool for pool in (visible_max_pool, visible_average_pool) if pool is form]
+            made = Pool(known[0], channels, stride) if known else None
+        elif kind is FactorizedReduce and stride == 2:
+            made = FactorizedReduce(channels, channels)
+        elif kind is Skip and stride == 1:
+            made = Skip()
+        elif isinstance(form, int) and form % 2 and kind is SepConv:
+            made = SepConv(channels, form, stride)
+        elif isinstance(form, int) and form % 2 and kind is DepthwiseSeparable:
+            made = DepthwiseSeparable(channels, form, stride, dilation)
+    return {} if made is None else dict(made.named_modules())
+
+
+def _is_alike(part: nn.Module, made: nn.Module) -> bool:
+    """Of the same class, numbers and parameters, and with nothing of its own in between."""
+    hooks = (part._forward_pre_hooks, part._forward_hooks)
+    hooks += (part._backward_pre_hooks, part._backward_hooks)
+    named = [{n for n, p in each._parameters.items() if p is not None} for each in (part, made)]
+    return (
+        type(part) is type(made)
+        and part.extra_repr() == made.extra_repr()
+        and named[0] == named[1]
+        and "forward" not in vars(part)
+        and not any(hooks)
+    )
 
 
 class Kind:

@@ -4,8 +4,9 @@ A pool has no weights: its output P and its statistics serve every edge. Each ad
 
     node_t += s_t ⊙ P + b_t,    s_t = a_t / √(σ²_P + ε),    b_t = −s_t ⊙ μ_P,
 
-and a skip adds a_t · h. Pools are computed again for the backward pass: they are cheap, and what
-they give is not.
+and a skip adds a_t · h. In training P is lessened by the mean of h, which its norm takes away again
+and without which float32 loses the digits of σ². Pools are computed again for the backward pass:
+they are cheap, and what they give is not.
 """
 
 from collections.abc import Sequence
@@ -64,7 +65,10 @@ class _Shared(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         *nodes, lacking = rest
         pools, mixer = len(shared.pools), combining(setting.backend)
-        inputs = _mixed(shared, setting, h)
+        shift = None
+        if pools and setting.is_training:
+            shift = wide(h).sum(0) / setting.source.count
+        inputs = _mixed(shared, setting, h, shift)
         scales = mixing[pools:, :, None].expand(-1, -1, lacking.shape[1])
         ctx.fold = None
         if pools:
@@ -73,13 +77,13 @@ class _Shared(torch.autograd.Function):
                 total = torch.stack([wide(x).sum(0) for x in inputs[:pools]])
                 squares = torch.cat([mixer.dots([x], [x])[0] for x in inputs[:pools]])
                 moments = Moments(total / count, squares / count)
-            ctx.fold = PoolFold(Norms(shared.norms, count), moments, mixing[:pools])
+            ctx.fold = PoolFold(Norms(shared.norms, count), moments, mixing[:pools], shift)
             scales = torch.cat([ctx.fold.product, scales])
             lacking.index_add_(0, index(shared.slots, lacking.device), ctx.fold.bias.sum(0))
         scales = scales.to(h.dtype)
         mixer.combine(nodes, [inputs] * len(nodes), scales.transpose(0, 1), None, adds=True)
         ctx.mark_dirty(*nodes, lacking)
-        ctx.save_for_backward(scales, h)
+        ctx.save_for_backward(scales, h, shift)
         ctx.shared, ctx.setting = shared, setting
         return (*nodes, lacking)
 
@@ -91,9 +95,9 @@ class _Shared(torch.autograd.Function):
         *gradients: Tensor,
     ) -> tuple[Tensor | None, ...]:
         *to_nodes, to_lacking = gradients
-        scales, h = ctx.saved_tensors
+        scales, h, shift = ctx.saved_tensors
         shared, setting = ctx.shared, ctx.setting
-        inputs, pools = _mixed(shared, setting, h), len(shared.pools)
+        inputs, pools = _mixed(shared, setting, h, shift), len(shared.pools)
         mixer = combining(setting.backend)
         to_scales = mixer.dots(inputs, to_nodes)
         to_mixing, to_h = to_scales[pools:].sum(2), None
@@ -135,9 +139,11 @@ def _pools(shared: Shared, setting: Setting, h: Tensor) -> Pools:
     return Pools(shared.pools, shared.stride, h, setting.source, setting.target)
 
 
-def _mixed(shared: Shared, setting: Setting, h: Tensor) -> list[Tensor]:
-    """What the pools give before their norms, and what is skipped: (M', C) each."""
+def _mixed(shared: Shared, setting: Setting, h: Tensor, shift: Tensor | None) -> list[Tensor]:
+    """What the pools give before their norms, less a shift, and what is skipped: (M', C) each."""
     pools = _pools(shared, setting, h)
     pooled = pooling(setting.backend, pools).pool(pools) if shared.pools else []
+    if shift is not None:
+        pooled = [setting.target.masked(x.sub_(shift.to(x.dtype))) for x in pooled]
     is_skipped = len(shared.choices) > len(shared.norms)
     return [*pooled, h] if is_skipped else pooled

@@ -86,7 +86,9 @@ def add_separable(
     """
     weights = [kind.weight(r.dtype) for kinds in group.kinds for kind in kinds]
     points = [
-        torch.stack([matrix(layer.pointwise.weight) for layer in layers]) if layers else None
+        torch.stack([matrix(layer.pointwise.weight) for layer in layers]).to(mixing.dtype)
+        if layers
+        else None
         for layers in (group.firsts, group.lasts)
     ]
     chosen = mixing[index(group.choices, r.device), None]

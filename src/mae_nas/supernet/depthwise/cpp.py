@@ -147,6 +147,10 @@ def _run(name: str, *arguments: object) -> None:
 def _described(given: Convolutions | Pools, form: Sequence[int], like: Tensor) -> list[object]:
     edges = len(like) if isinstance(given, Convolutions) else 0
     source, target = given.source, given.target
+    stride = form[-1]
+    sides = (-(-source.height // stride), -(-source.width // stride))
+    if (target.height, target.width) != sides:  # the kernel trusts it
+        raise ValueError(f"maps of {sides} expected, not {(target.height, target.width)}")
     threads = min(torch.get_num_threads(), source.batch)
     shape = _Shape(source.batch, edges, source.height, source.width, like.shape[-1], threads)
     numbers = map(ctypes.c_int, (*form, like.element_size()))
