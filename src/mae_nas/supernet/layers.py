@@ -20,6 +20,8 @@ from mae_nas.spaces.primitives import (
 from mae_nas.supernet.depthwise import Form
 from mae_nas.supernet.sites import index
 
+_POOLS = (visible_max_pool, visible_average_pool)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -53,46 +55,46 @@ def is_plain(operation: Primitive, channels: int, stride: int) -> bool:
     What a maker of the user's has given a bias, a hook, another norm or another form is another
     operation, computed as it says.
     """
-    made = _as_made(*_form_of(operation), channels, stride)
+    made = _as_made(_form_of(operation), channels, stride)
     parts = dict(operation.named_modules())
     return parts.keys() == made.keys() and all(
         _is_alike(part, made[name]) for name, part in parts.items()
     )
 
 
-def _form_of(operation: Primitive) -> tuple[type[Primitive], object, int]:
-    """Class, kernel or pool, and dilation; 0 where there is none."""
+def _form_of(operation: Primitive) -> tuple[object, ...]:
+    """Its class, and what that is given beside channels and stride; () if nothing is made alike."""
     kind = type(operation)
     if isinstance(operation, Pool):
+        # Its own stride is in no part of it, but has to be that of the place.
         return kind, operation.pool, operation.stride
-    first = operation.first if isinstance(operation, SepConv) else operation
-    conv = getattr(first, "depthwise", None)
-    if not isinstance(conv, nn.Conv2d):
-        return kind, 0, 0
+    if kind in (FactorizedReduce, Skip):
+        return (kind,)
+    layer = operation.first if isinstance(operation, SepConv) else operation
+    conv = getattr(layer, "depthwise", None)
+    if not isinstance(conv, nn.Conv2d) or conv.kernel_size[0] % 2 == 0:
+        return ()
     return kind, conv.kernel_size[0], conv.dilation[0]
 
 
 @cache
-def _as_made(
-    kind: type[Primitive], form: object, dilation: int, channels: int, stride: int
-) -> Mapping[str, nn.Module]:
-    """The parts of what the class makes for this place, without storage; none of a class unknown.
-
-    Of a pool `dilation` is its own stride.
-    """
+def _as_made(form: tuple[object, ...], channels: int, stride: int) -> Mapping[str, nn.Module]:
+    """The parts of what a class makes for this place, by name, without storage."""
     made: nn.Module | None = None
     with torch.device("meta"):
-        if kind is Pool and dilation == stride:
-            known = [pool for pool in (visible_max_pool, visible_average_pool) if pool is form]
-            made = Pool(known[0], channels, stride) if known else None
-        elif kind is FactorizedReduce and stride == 2:
-            made = FactorizedReduce(channels, channels)
-        elif kind is Skip and stride == 1:
-            made = Skip()
-        elif isinstance(form, int) and form % 2 and kind is SepConv:
-            made = SepConv(channels, form, stride)
-        elif isinstance(form, int) and form % 2 and kind is DepthwiseSeparable:
-            made = DepthwiseSeparable(channels, form, stride, dilation)
+        match form:
+            case (kind, int(kernel), 1) if kind is SepConv:
+                made = SepConv(channels, kernel, stride)
+            case (kind, int(kernel), int(dilation)) if kind is DepthwiseSeparable:
+                made = DepthwiseSeparable(channels, kernel, stride, dilation)
+            case (kind, pool, own) if kind is Pool and own == stride and pool in _POOLS:
+                made = Pool(_POOLS[_POOLS.index(pool)], channels, stride)
+            case (kind,) if kind is FactorizedReduce and stride == 2:
+                made = FactorizedReduce(channels, channels)
+            case (kind,) if kind is Skip and stride == 1:
+                made = Skip()
+            case _:
+                pass
     return {} if made is None else dict(made.named_modules())
 
 
