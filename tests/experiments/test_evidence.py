@@ -19,9 +19,10 @@ import pytest
 
 from mae_nas.cli.compose import compose
 from mae_nas.cli.jobs import split_values
-from mae_nas.genotype import read_genotype
+from mae_nas.genotype import PUBLISHED, Genotype, read_genotype
 from mae_nas.search.collapse import chance_of_skips
 from mae_nas.spaces import S0, S1, S2, S3
+from mae_nas.spaces.derivation import random_genotype
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 
@@ -413,7 +414,7 @@ def test_sweeps_of_a_claim_compose(
     module = import_module(f"{claim}.claim")
     for name in ("null", "product", "searches"):
         (tmp_path / name).mkdir()
-    sweeps = dict(module.sweeps(scale, tmp_path))
+    sweeps = {sweep.name: sweep.overrides for sweep in module.sweeps(scale, tmp_path)}
     assert len(sweeps) == {"table3": 2, "figure2": 1, "table2": 3, "table3_factors": 4}[claim]
     for overrides in sweeps.values():
         words = [f"scale={scale}", f"experiment={claim}", *overrides]
@@ -425,6 +426,58 @@ def test_sweeps_of_a_claim_compose(
                 assert {*map(float, values.split(","))} <= module.PAPER["hierarchical"].keys()
             if key in getattr(module, "KEYS", ()) and claim == "table2":
                 assert {*map(float, values.split(","))} <= module.PAPER[key].keys()
+    assert evidence
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small", "full"])
+@pytest.mark.parametrize("claim", ["table1_cifar10", "table1_imagenet"])
+def test_table_1_searches_and_trains_what_it_lists(
+    claim: str, scale: str, evidence: ModuleType, tmp_path: Path
+) -> None:
+    module = import_module(f"{claim}.claim")
+    (tmp_path / "searches").mkdir()
+    searches, networks = module.sweeps(scale, tmp_path)
+    for sweep in (searches, networks):
+        command, _, *words = sweep.words(claim, scale)
+        one = [text for axis in split_values(words, ()) for text in axis.texts[-1:]]
+        assert compose(one, command=command).config["seed"] in (0, 4)
+    listed = module.AXES["full"][1].removeprefix("genotype=").split(",")
+    known = [name for name in listed if not name.startswith("random:")]
+    assert set(known) <= PUBLISHED.keys()
+    rows = {row.cell for row in module.HALF.rows}
+    assert rows & PUBLISHED.keys() <= set(known)
+    assert evidence
+
+
+def test_table_1_sets_what_was_trained_beside_what_is_printed(evidence: ModuleType) -> None:
+    module, shared = import_module("table1_cifar10.claim"), import_module("table1")
+    found = random_genotype(S0(), 7)
+    search = {"config": {}, "genotype": found.to_dict(), "seed": 3, "wall_seconds": 1.0}
+    search |= {"device": {"name": "a computer", "threads": 1}, "git": {"commit": "abc"}}
+
+    def training(given: str, genotype: Genotype, seed: int, top1: float) -> dict[str, Any]:
+        config = {"recipe": {}, "genotype": given, "trainer": {"max_steps": -1}, "seed": seed}
+        config |= {"network": {"width": 16, "depth": 5}, "data": {"batch_size": 32}}
+        course = {"epoch": [1.0, 2.0], "top1": [0.3, top1], "loss": [2.0, 1.0]}
+        costs = {"params": 1_234_000, "macs": 5_600_000}
+        own = {"config": config, "genotype": genotype.to_dict(), "seed": seed, "epochs": 2}
+        return {**search, **own, "test_top1": top1, "costs": costs, "course": course}
+
+    text = json.dumps(found.to_dict())
+    records = [search, *(training(text, found, seed, 0.8 + seed / 100) for seed in range(2))]
+    records += [training("DARTS_V2", PUBLISHED["DARTS_V2"], seed, 0.7) for seed in range(2)]
+    records += [training("random:0", random_genotype(S0(), 0), 0, 0.6)]
+    said = module.tables(records)
+    assert "1 search and 5 trainings of given cells" in said
+    assert "| found here, seed 3 | 2 | 1.234 | 5.6 | 80.00 81.00 | 80.50 ± 0.71 |" in said
+    assert "| 97.8 | 0.2 | found here | – | – | 80.50 ± 0.71 (n=2) |" in said
+    assert "| DARTS | yes | 3.3 | 528 | 97.0 | 0.4 | DARTS_V2 | 3.349 | 528.4 | 70.00 ±" in said
+    assert "16 channels, 5 cells, 2 epochs of batches of 32; last epoch" in said
+    assert "| MAE-NAS | 97.8 | 80.50 ± 0.71 (n=2) |" in module.results(records)
+    records[1]["config"]["recipe"] = {"ema": 0.9}
+    with pytest.raises(ValueError, match="records of 2 protocols"):
+        module.tables(records)
+    assert shared
     assert evidence
 
 

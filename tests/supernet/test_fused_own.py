@@ -10,8 +10,9 @@ from mae_nas.backbone import CELL_KINDS
 from mae_nas.masking import BatchNorm
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import S0, SearchSpace
-from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Primitive, SepConv
+from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Pool, Primitive, SepConv
 from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize
+from mae_nas.supernet.layers import is_plain
 
 Check = Callable[..., None]
 Both = Callable[..., tuple[Supernet, Supernet]]
@@ -212,7 +213,7 @@ def test_candidates_alike_and_operations_of_another_make_are_the_references(
 
 
 def test_layers_of_another_form_are_the_references(check: Check) -> None:
-    check(Odd(), "signed", depth=3)
+    check(Odd(), "signed", depth=3)  # dense: a stride in the second layer fits no mask
 
 
 def test_norms_at_rest_in_a_cell_that_trains_are_the_references(both: Both, passes: Passes) -> None:
@@ -245,7 +246,7 @@ def test_norms_that_were_changed_are_refused(both: Both, changed: str) -> None:
 def test_a_mixture_of_another_space_is_refused(both: Both) -> None:
     _, fused = both()
     mixture = Mixture(torch.randn(S0().shape("normal")[0], 9).double())
-    with pytest.raises(ValueError, match=r"mixture of 126 weights, the cell has \(14, 8\)"):
+    with pytest.raises(ValueError, match=r"mixture: \(14, 9\) weights, the cell has \(14, 8\)"):
         fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
 
 
@@ -257,7 +258,55 @@ def test_one_name_twice_on_an_edge_is_a_mistake() -> None:
 
     lines = list(Same().problems())
     assert len(lines) == 2
-    assert "sep_conv_3x3 stands twice on an edge" in lines[0]
+    assert "twice on an edge: sep_conv_3x3" in lines[0]
+    plan = SupernetSize(8, 3, "cifar").plan(Same(), 16)
+    with pytest.raises(ValueError, match="twice on an edge: sep_conv_3x3"):
+        Supernet(Same(), 3, 3, plan, FusedCell)
+
+
+class OwnPool(Pool):
+    """Of a class that knows nothing of its parent's parts."""
+
+    def __init__(self) -> None:
+        Primitive.__init__(self)
+
+    def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
+        del before, after
+        return x.exp()
+
+
+def test_a_class_with_nothing_of_its_parents_is_another_operation() -> None:
+    assert not is_plain(OwnPool(), 8, 1)
+    assert not is_plain(Pool(lambda x, *_: x, 8, 1), 8, 1)
+    assert is_plain(PRIMITIVES["avg_pool_3x3"](8, 2), 8, 2)
+    assert not is_plain(PRIMITIVES["avg_pool_3x3"](8, 2), 8, 1)
+
+
+def test_a_candidate_that_is_no_primitive_is_refused() -> None:
+    class Linear(SearchSpace):
+        def primitives(self, kind: str) -> list[list[str]]:
+            del kind
+            return [["linear", "skip_connect"]] * len(self.edges)
+
+        def operations(self) -> dict[str, Callable[[int, int], Primitive]]:
+            return {**PRIMITIVES, "linear": lambda *_: NotOne()}  # type: ignore[dict-item]
+
+    plan = SupernetSize(8, 3, "cifar").plan(Twins(), 16)
+    with pytest.raises(TypeError, match="linear: is a NotOne, not a Primitive"):
+        Supernet(Linear(), 3, 3, plan, FusedCell)
+
+
+class NotOne(torch.nn.Module):
+    is_zero = is_skip = is_random = False
+
+
+def test_half_precision_throughout_runs(scores_of: Callable[..., dict[str, Tensor]]) -> None:
+    plan = SupernetSize(8, 3, "cifar").plan(S0(), 16)
+    net = Supernet(S0(), 3, 3, plan, FusedCell).bfloat16()
+    mixtures = {k: Mixture(v.bfloat16()) for k, v in scores_of(S0()).items()}
+    features = net(torch.randn(2, 3, 16, 16).bfloat16(), mixtures)
+    torch.stack([f.float().square().mean() for f in features]).sum().backward()
+    assert all(f.isfinite().all() for f in features)
 
 
 class Far(SearchSpace):

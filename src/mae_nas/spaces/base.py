@@ -71,8 +71,8 @@ class SearchSpace(ABC):
             twice = sorted({n for names in candidates for n in names if names.count(n) > 1})
             if twice:
                 yield (
-                    f"{type(self).__name__}.primitives({kind!r}): {', '.join(twice)} stands twice "
-                    "on an edge; give the second another name in operations()"
+                    f"{type(self).__name__}.primitives({kind!r}): twice on an edge: "
+                    f"{', '.join(twice)}; give the second another name in operations()"
                 )
         named = {n for kind in CELL_KINDS for names in self.primitives(kind) for n in names}
         known = self.operations()

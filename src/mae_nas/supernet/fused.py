@@ -99,9 +99,11 @@ class FusedCell(ReferenceCell):
         self.compiles, self.recomputes = compiles, recomputes
         self._backend = ""
         self._weights = space.shape(spec.kind)
+        candidates = [_candidates(edge) for edge in self.edges]
+        if any(len(each) != self._weights[1] for each in candidates):
+            raise ValueError("; ".join(space.problems()) or "edges of unequally many candidates")
         operations = [
-            dict(enumerate(_candidates(edge), e * self._weights[1]))
-            for e, edge in enumerate(self.edges)
+            dict(enumerate(each, e * self._weights[1])) for e, each in enumerate(candidates)
         ]
         by_ends = dict(zip(space.edges, operations, strict=True))
         self._sources = [
@@ -142,6 +144,9 @@ class FusedCell(ReferenceCell):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         # Sums, statistics and the fold are in float32 whatever the precision of the rest.
         with torch.autocast(device, enabled=False):
+            if mixture.ops.shape != self._weights:
+                shape = tuple(mixture.ops.shape)
+                raise ValueError(f"mixture: {shape} weights, the cell has {self._weights}")
             return self._forward(before_last, last, mixture.ops.flatten(), visible, dtype)
 
     def _forward(
@@ -152,8 +157,6 @@ class FusedCell(ReferenceCell):
         visible: VisibleMap | None,
         dtype: torch.dtype | None,
     ) -> NodeState:
-        if mixing.numel() != self._weights[0] * self._weights[1]:
-            raise ValueError(f"mixture of {mixing.numel()} weights, the cell has {self._weights}")
         is_training = self._are_training()
         batch, height, width = last.shape
         ratio = self.spec.stride_out // self.spec.stride_in
@@ -190,8 +193,8 @@ class FusedCell(ReferenceCell):
         (is_training, _, momentum, affine), *others = found
         if others or momentum is None or affine:
             raise RuntimeError(
-                "fused cell: its BatchNorms differ in training, eps or momentum, or were changed "
-                "after it was built; use efficiency=reference"
+                "fused cell: its BatchNorms differ in training, eps or momentum, or have affine "
+                "parts; use efficiency=reference"
             )
         return is_training
 

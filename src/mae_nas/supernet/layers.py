@@ -21,6 +21,7 @@ from mae_nas.supernet.depthwise import Form
 from mae_nas.supernet.sites import index
 
 _POOLS = (visible_max_pool, visible_average_pool)
+_KNOWN = (SepConv, DepthwiseSeparable, Pool, FactorizedReduce, Skip)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def is_plain(operation: Primitive, channels: int, stride: int) -> bool:
     What a maker of the user's has given a bias, a hook, another norm or another form is another
     operation, computed as it says.
     """
+    is_pool = type(operation) is Pool
+    if type(operation) not in _KNOWN or (
+        is_pool and not any(operation.pool is pool for pool in _POOLS)
+    ):
+        return False
     made = _as_made(_form_of(operation), channels, stride)
     parts = dict(operation.named_modules())
     return parts.keys() == made.keys() and all(
@@ -102,12 +108,15 @@ def _is_alike(part: nn.Module, made: nn.Module) -> bool:
     """Of the same class, numbers and parameters, and with nothing of its own in between."""
     hooks = (part._forward_pre_hooks, part._forward_hooks)
     hooks += (part._backward_pre_hooks, part._backward_hooks)
-    named = [{n for n, p in each._parameters.items() if p is not None} for each in (part, made)]
+    named = [
+        {n for n, value in (*each._parameters.items(), *each._buffers.items()) if value is not None}
+        for each in (part, made)
+    ]
     return (
         type(part) is type(made)
         and part.extra_repr() == made.extra_repr()
         and named[0] == named[1]
-        and "forward" not in vars(part)
+        and not {"forward", "_conv_forward"} & vars(part).keys()
         and not any(hooks)
     )
 

@@ -67,7 +67,7 @@ class _Shared(torch.autograd.Function):
         pools, mixer = len(shared.pools), combining(setting.backend)
         shift = None
         if pools and setting.is_training:
-            shift = wide(h).sum(0) / setting.source.count
+            shift = (wide(h).sum(0) / setting.source.count).to(h.dtype)
         inputs = _mixed(shared, setting, h, shift)
         scales = mixing[pools:, :, None].expand(-1, -1, lacking.shape[1])
         ctx.fold = None
@@ -144,6 +144,6 @@ def _mixed(shared: Shared, setting: Setting, h: Tensor, shift: Tensor | None) ->
     pools = _pools(shared, setting, h)
     pooled = pooling(setting.backend, pools).pool(pools) if shared.pools else []
     if shift is not None:
-        pooled = [setting.target.masked(x.sub_(shift.to(x.dtype))) for x in pooled]
+        pooled = [setting.target.masked(x.sub_(shift)) for x in pooled]
     is_skipped = len(shared.choices) > len(shared.norms)
     return [*pooled, h] if is_skipped else pooled

@@ -65,7 +65,7 @@ def add_reduced(
     (even,), (odd,) = corners([r], setting.source, setting.target)
     evens = [matrix(layer.even.weight) for layer in reduction.layers]
     odds = [matrix(layer.odd.weight) for layer in reduction.layers]
-    points = torch.stack([torch.cat(evens), torch.cat(odds)])
+    points = torch.stack([torch.cat(evens), torch.cat(odds)]).to(mixing.dtype)
     chosen = mixing[index(reduction.choices, r.device)]
     # (2, E · C/2): the weight of each channel.
     chosen = chosen.repeat_interleave(points.shape[1] // len(chosen)).expand(2, -1)
