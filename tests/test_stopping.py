@@ -1,5 +1,6 @@
 """A signal ends the process wherever it stands."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def test_a_signal_amid_a_line_does_not_break_it() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # else a print's end is a write of its own
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "full\n"
