@@ -177,8 +177,13 @@ class BatchNorm(nn.BatchNorm2d):
 
     synchronised = False
 
+    @property
+    def spans_ranks(self) -> bool:
+        """Whether statistics are taken over several ranks."""
+        return self.synchronised and self.training and ranks.size() > 1
+
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        across = self.synchronised and self.training and ranks.size() > 1
+        across = self.spans_ranks
         if visible is None and not across:
             return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()
@@ -205,6 +210,13 @@ class BatchNorm(nn.BatchNorm2d):
         variance = squares / sites
         self._update_running(mean.detach(), variance.detach() * sites / (sites - 1).clamp(min=1))
         return mean, variance
+
+    def move_mean(self, shift: Tensor) -> None:
+        """Let the running mean know what (C,) the last batch was lessened by."""
+        assert self.running_mean is not None
+        assert self.momentum is not None
+        # By `data`: torch's backward pass holds the mean, which it does not use, to be unchanged.
+        self.running_mean.data.add_(shift, alpha=self.momentum)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:

@@ -112,6 +112,20 @@ def test_the_kernel_says_what_it_does_not_serve() -> None:
     assert not cpp.serves(torch.empty(5, 16, device="meta"))
 
 
+def test_the_kernel_refuses_maps_that_do_not_follow_from_each_other() -> None:
+    if cpp.library() is None:
+        pytest.skip("no C++ compiler")
+    source, target = sites_at(None, 1, (3, 12, 8)), sites_at(None, 1, (3, 6, 8))
+    edges = Convolutions(
+        Form(3, 1, 2), [torch.zeros(source.rows, 8)], torch.zeros(1, 3, 3, 8), source, target
+    )
+    with pytest.raises(ValueError, match=r"maps of \(6, 4\) expected, not \(6, 8\)"):
+        cpp.forward(edges, None, [torch.zeros(target.rows, 8)])
+    pools = Pools(cpp.POOLS, 2, edges.x[0], source, target)
+    with pytest.raises(ValueError, match=r"maps of \(6, 4\) expected, not \(6, 8\)"):
+        cpp.pool(pools)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_share_the_images_and_give_the_same_bits_twice(threads: int) -> None:
     if cpp.library() is None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mae_nas.backbone import CELL_KINDS
-from mae_nas.masking import BatchNorm
+from mae_nas.masking import BatchNorm, VisibleMap
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import S0, SearchSpace
 from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Pool, Primitive, SepConv
@@ -243,6 +243,15 @@ def test_norms_that_were_changed_are_refused(both: Both, changed: str) -> None:
         fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
 
 
+def test_norms_that_were_exchanged_are_refused(both: Both) -> None:
+    _, fused = both()
+    parts = [part for part in fused.backbone.cells[0].edges.modules() if hasattr(part, "norm")]
+    parts[3].norm = BatchNorm(4, affine=False).double()
+    mixture = Mixture(torch.randn(S0().shape("normal")).double())
+    with pytest.raises(RuntimeError, match="exchanged; use efficiency=reference"):
+        fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
+
+
 def test_a_mixture_of_another_space_is_refused(both: Both) -> None:
     _, fused = both()
     mixture = Mixture(torch.randn(S0().shape("normal")[0], 9).double())
@@ -322,6 +331,10 @@ class Far(SearchSpace):
         return {**PRIMITIVES, "far": Offset}
 
 
+def flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in tensors])
+
+
 class Offset(Primitive):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -329,24 +342,30 @@ class Offset(Primitive):
         self.stride = stride
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
-        del before, after
-        return x[:, :, :: self.stride, :: self.stride] + 300.0
+        del before
+        y = x[:, :, :: self.stride, :: self.stride] + 300.0
+        return y if after is None else y.where(after, 0.0)
 
 
-def test_digits_are_kept_far_from_zero(passes: Passes) -> None:
-    space, image = Far(), torch.randn(4, 3, 16, 16)
+@pytest.mark.parametrize("patch", [None, 2, 4])
+def test_digits_are_kept_far_from_zero(
+    passes: Passes, visible_of: Callable[..., VisibleMap | None], patch: int | None
+) -> None:
+    space, image, visible = Far(), torch.randn(4, 3, 16, 16), visible_of(patch, 16, 4)
     plan = SupernetSize(8, 3, "cifar").plan(space, 16)
     exact = Supernet(space, 3, 3, plan, ReferenceCell)
     values = {name: value.clone() for name, value in exact.state_dict().items()}
     scores = {kind: torch.randn(space.shape(kind)) for kind in CELL_KINDS}
     wide = {kind: value.double() for kind, value in scores.items()}
-    wanted, _ = passes(exact.double(), wide, "softmax", image.double(), None)
+    wanted, slopes = passes(exact.double(), wide, "softmax", image.double(), visible)
     errors = []
     for cell in (FusedCell, ReferenceCell):
         net = Supernet(space, 3, 3, plan, cell)
         net.load_state_dict(values)
-        found, _ = passes(net, scores, "softmax", image, None)
-        errors.append([(a - b).norm() / b.norm() for a, b in zip(found, wanted, strict=True)])
+        found, ours = passes(net, scores, "softmax", image, visible)
+        pairs = [*zip(found, wanted, strict=True), (flat(ours[:2]), flat(slopes[:2]))]
+        pairs.append((flat(ours[2:]), flat(slopes[2:])))
+        errors.append([(a - b).norm() / b.norm() for a, b in pairs])
     for ours, theirs in zip(*errors, strict=True):
         assert 0 < ours < 5 * theirs
 

@@ -82,8 +82,9 @@ class NodeState(RowState):
 class FusedCell(ReferenceCell):
     """`ReferenceCell` with another forward: the same weights, buffers and results.
 
-    What an operation is made of is looked at when the cell is built: hooks, norms and convolutions
-    are not to be exchanged afterwards. There are first derivatives alone.
+    What an operation is made of is looked at when the cell is built: hooks and convolutions are not
+    to be exchanged afterwards. There are first derivatives alone, and a cell that halves its inputs
+    halves even sides.
 
     Args:
         space: edges and candidates.
@@ -187,14 +188,15 @@ class FusedCell(ReferenceCell):
 
     def _are_training(self) -> bool:
         """Whether norms go by the batch; those of shared operations must agree, as in a cell."""
-        found = {(n.training, n.eps, n.momentum, n.affine) for n in self._norms}
+        found = {(n.training, n.eps, n.momentum, n.affine) for _, n in self._norms}
         if not found:
             return self.training
         (is_training, _, momentum, affine), *others = found
-        if others or momentum is None or affine:
+        is_known = all(owner._modules["norm"] is norm for owner, norm in self._norms)
+        if others or (is_training and momentum is None) or affine or not is_known:
             raise RuntimeError(
-                "fused cell: its BatchNorms differ in training, eps or momentum, or have affine "
-                "parts; use efficiency=reference"
+                "fused cell: its BatchNorms differ in training, eps or momentum, have affine parts "
+                "or were exchanged; use efficiency=reference"
             )
         return is_training
 
@@ -226,7 +228,7 @@ class _Source:
         skips: list[tuple[int, int]] = []
         reductions: list[tuple[int, int, FactorizedReduce]] = []
         self.others: list[tuple[int, int, Primitive]] = []
-        self.norms: list[nn.BatchNorm2d] = []
+        self.norms: list[tuple[nn.Module, nn.BatchNorm2d]] = []
         for slot, candidates in enumerate(operations):
             taken: set[object] = set()
             for choice, operation in candidates.items():
@@ -237,7 +239,11 @@ class _Source:
                 if layer is None and not (is_known and _may_share(operation, taken)):
                     self.others.append((slot, choice, operation))
                     continue
-                self.norms += [n for n in operation.modules() if isinstance(n, nn.BatchNorm2d)]
+                self.norms += [
+                    (owner, norm)
+                    for owner in operation.modules()
+                    if isinstance(norm := getattr(owner, "norm", None), nn.BatchNorm2d)
+                ]
                 if layer is not None:
                     layers.append(layer)
                 elif isinstance(operation, Pool):

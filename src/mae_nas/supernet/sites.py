@@ -11,9 +11,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mae_nas.masking import VisibleMap
+from mae_nas.masking import BatchNorm, VisibleMap
 
 
 class Sites:
@@ -98,10 +98,16 @@ class Sites:
         rows = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
         return rows.index_select(0, self._where) if self.is_packed else rows
 
-    def normalised(self, norm: Callable[..., Tensor] | nn.Module, rows: Tensor) -> Tensor:
-        """`mae_nas.masking.BatchNorm` of (M, C)."""
+    def normalised(self, norm: BatchNorm, rows: Tensor) -> Tensor:
+        """`norm` of (M, C)."""
         seen = None if self.seen is None else self.seen.view(1, 1, self.rows, 1)
+        # Where nothing is masked the norm is torch's, which loses digits far from zero.
+        is_lessened = self.is_packed and norm.training and not norm.spans_ranks
+        shift = rows.detach().mean(0) if is_lessened else None
+        rows = rows if shift is None else rows - shift
         y = norm(rows.view(1, self.rows, 1, -1).permute(0, 3, 1, 2), seen)
+        if shift is not None:
+            norm.move_mean(shift)
         return y.permute(0, 2, 3, 1).reshape(rows.shape)
 
     @cached_property
