@@ -383,3 +383,26 @@ def test_pools_under_half_precision_round_only_what_they_return(
         assert y.dtype == half
         bound = roundings * torch.finfo(half).eps / 2 * exact.abs()
         assert ((y - exact).abs() <= 1.01 * bound).all()
+
+
+@pytest.mark.parametrize("shown", [1, 12])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_norm_of_visible_rows_alone_is_that_of_a_map_that_hides_the_others(
+    shown: int, is_training: bool
+) -> None:
+    visible = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
+    visible.view(-1)[torch.randperm(25)[:shown]] = True
+    found = []
+    x = 40 + torch.randn(1, 6, 5, 5, dtype=torch.float64)
+    for is_packed in (True, False):
+        norm = BatchNorm(6, affine=False).double().train(is_training)
+        leaf = x.clone().requires_grad_()
+        if is_packed:
+            y = norm.of_visible(leaf.permute(0, 2, 3, 1)[visible[:, 0]])
+        else:
+            y = norm(leaf, visible).permute(0, 2, 3, 1)[visible[:, 0]]
+        weight = torch.arange(float(y.numel())).view_as(y)
+        (gradient,) = torch.autograd.grad((weight * y).sum(), leaf)
+        found.append([y, gradient, *norm.buffers()])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).abs().max() < 1e-9

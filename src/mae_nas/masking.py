@@ -177,13 +177,8 @@ class BatchNorm(nn.BatchNorm2d):
 
     synchronised = False
 
-    @property
-    def spans_ranks(self) -> bool:
-        """Whether statistics are taken over several ranks."""
-        return self.synchronised and self.training and ranks.size() > 1
-
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        across = self.spans_ranks
+        across = self.synchronised and self.training and ranks.size() > 1
         if visible is None and not across:
             return super().forward(x)
         wide = x if x.dtype == torch.float64 else x.float()
@@ -200,6 +195,29 @@ class BatchNorm(nn.BatchNorm2d):
         y = torch.addcmul(shift[:, None, None], wide, scale[:, None, None])
         return _seen(y, visible).to(x.dtype)
 
+    def of_rows(self, rows: Tensor, visible: Tensor | None = None) -> Tensor:
+        """The same of sites (M, C) and visible (1, 1, M, 1)."""
+        y = self(rows.view(1, len(rows), 1, -1).permute(0, 3, 1, 2), visible)
+        return y.permute(0, 2, 3, 1).reshape(rows.shape)
+
+    def of_visible(self, rows: Tensor) -> Tensor:
+        """The same of visible sites alone, (M, C), to the digits that a map of theirs would have.
+
+        Torch's layer is faster than two passes but loses digits where |μ| ≫ σ, so that it is given
+        rows that are lessened by their mean.
+        """
+        if len(rows) == 1:  # which torch's refuses
+            return self.of_rows(rows, rows.new_ones(1, 1, 1, 1, dtype=torch.bool))
+        if not self.training or (self.synchronised and ranks.size() > 1):
+            return self.of_rows(rows)
+        assert self.running_mean is not None
+        assert self.momentum is not None
+        shift = rows.detach().mean(0)
+        y = self.of_rows(rows - shift)
+        # By `data`: torch's backward pass wants the mean unchanged, which it does not use.
+        self.running_mean.data.add_(shift, alpha=self.momentum)
+        return y
+
     def _moments(self, x: Tensor, visible: Tensor | None, across: bool) -> tuple[Tensor, Tensor]:
         sites = x.new_full((), x[:, 0].numel()) if visible is None else visible.sum().to(x.dtype)
         mean = _seen(x, visible).sum((0, 2, 3)) / sites
@@ -210,13 +228,6 @@ class BatchNorm(nn.BatchNorm2d):
         variance = squares / sites
         self._update_running(mean.detach(), variance.detach() * sites / (sites - 1).clamp(min=1))
         return mean, variance
-
-    def move_mean(self, shift: Tensor) -> None:
-        """Let the running mean know what (C,) the last batch was lessened by."""
-        assert self.running_mean is not None
-        assert self.momentum is not None
-        # By `data`: torch's backward pass holds the mean, which it does not use, to be unchanged.
-        self.running_mean.data.add_(shift, alpha=self.momentum)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:

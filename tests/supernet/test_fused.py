@@ -186,7 +186,7 @@ def test_rounding_is_no_more_than_five_times_the_references(
     )
 
     def distance(cell: type[ReferenceCell], is_half: bool) -> list[float]:
-        """Of the features, of the gradients of α, and of those of the weights."""
+        """Of the features, the gradients of α, those of the weights, and running statistics."""
         net = Supernet(space, 3, 3, plan, cell)
         net.load_state_dict({k: v.float() for k, v in exact_values.items()})
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
@@ -195,8 +195,13 @@ def test_rounding_is_no_more_than_five_times_the_references(
         wanted = "reference" if cell is ReferenceCell else by_torch if is_half else BY_DEFAULT
         assert net.implementation == wanted
         errors, kinds = [], len(CELL_KINDS)
-        pairs = ((ours, features), (found[:kinds], gradients[:kinds]))
-        for ours, theirs in (*pairs, (found[kinds:], gradients[kinds:])):
+        pairs = [(ours, features), (found[:kinds], gradients[:kinds])]
+        pairs.append((found[kinds:], gradients[kinds:]))
+        for statistic in ("running_mean", "running_var"):
+            both = (net.state_dict(), exact.state_dict())
+            one, other = ([v for k, v in x.items() if statistic in k] for x in both)
+            pairs.append((one, other))
+        for ours, theirs in pairs:
             squares = [(a.double() - b).square().sum() for a, b in zip(ours, theirs, strict=True)]
             total = torch.stack([b.square().sum() for b in theirs]).sum()
             errors.append((torch.stack(squares).sum() / total).sqrt().item())

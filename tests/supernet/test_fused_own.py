@@ -1,6 +1,7 @@
 """Beside what the fused cell knows: operations, forms and precisions of a user's own."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from mae_nas.relaxations import Mixture
 from mae_nas.spaces import S0, SearchSpace
 from mae_nas.spaces.primitives import PRIMITIVES, DepthwiseSeparable, Pool, Primitive, SepConv
 from mae_nas.supernet import FusedCell, ReferenceCell, Supernet, SupernetSize
+from mae_nas.supernet.depthwise import cpp
 from mae_nas.supernet.layers import is_plain
 
 Check = Callable[..., None]
 Both = Callable[..., tuple[Supernet, Supernet]]
 Passes = Callable[..., tuple[list[Tensor], list[Tensor]]]
+BY_DEFAULT = "fused-torch" if cpp.library() is None else "fused-cpp"
 
 
 class Own(SearchSpace):
@@ -218,7 +221,8 @@ def test_layers_of_another_form_are_the_references(check: Check) -> None:
 
 def test_norms_at_rest_in_a_cell_that_trains_are_the_references(both: Both, passes: Passes) -> None:
     results = []
-    for net in both(S0(), width=8):
+    reference, fused = both(S0(), width=8)
+    for net in (reference, fused):
         for part in net.modules():
             if isinstance(part, BatchNorm):
                 part.eval()
@@ -226,6 +230,7 @@ def test_norms_at_rest_in_a_cell_that_trains_are_the_references(both: Both, pass
         scores = {kind: torch.randn(S0().shape(kind)).double() for kind in CELL_KINDS}
         image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
         results.append(passes(net, scores, "softmax", image, None))
+    assert fused.implementation == BY_DEFAULT
     for ours, theirs in zip(
         *(features + gradients for features, gradients in results), strict=True
     ):
@@ -233,23 +238,61 @@ def test_norms_at_rest_in_a_cell_that_trains_are_the_references(both: Both, pass
 
 
 @pytest.mark.parametrize("changed", ["momentum", "eps", "affine", "training"])
-def test_norms_that_were_changed_are_refused(both: Both, changed: str) -> None:
+@pytest.mark.parametrize("which", [slice(3, 4), slice(None)])
+def test_norms_that_were_changed_are_refused(both: Both, changed: str, which: slice) -> None:
     _, fused = both()
     values = {"momentum": None, "eps": 1.0, "affine": True, "training": False}
-    norm = [part for part in fused.backbone.cells[0].edges.modules() if type(part) is BatchNorm][3]
-    setattr(norm, changed, values[changed])
+    norms = [part for part in fused.backbone.cells[0].edges.modules() if type(part) is BatchNorm]
+    for norm in norms[which]:
+        setattr(norm, changed, values[changed])
     mixture = Mixture(torch.randn(S0().shape("normal")).double())
+    given = torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture)
+    if which == slice(None) and changed in ("eps", "training"):  # they agree
+        fused(*given)
+        return
     with pytest.raises(RuntimeError, match="use efficiency=reference"):
-        fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
+        fused(*given)
 
 
-def test_norms_that_were_exchanged_are_refused(both: Both) -> None:
-    _, fused = both()
-    parts = [part for part in fused.backbone.cells[0].edges.modules() if hasattr(part, "norm")]
-    parts[3].norm = BatchNorm(4, affine=False).double()
-    mixture = Mixture(torch.randn(S0().shape("normal")).double())
-    with pytest.raises(RuntimeError, match="exchanged; use efficiency=reference"):
-        fused(torch.randn(2, 3, 8, 8).double(), dict.fromkeys(CELL_KINDS, mixture))
+def another_norm(edge: torch.nn.Module) -> None:
+    candidate = edge.candidates["max_pool_3x3"]  # type: ignore[union-attr,index]
+    candidate.norm = torch.nn.BatchNorm2d(8).double()
+    candidate.norm.forward = lambda x, _visible: x  # type: ignore[method-assign]
+
+
+def another_convolution(edge: torch.nn.Module) -> None:
+    first = edge.candidates["sep_conv_3x3"].first  # type: ignore[union-attr,index]
+    first.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=True).double()
+
+
+def another_candidate(edge: torch.nn.Module) -> None:
+    edge.candidates["dil_conv_3x3"] = Mine(8, 1).double()  # type: ignore[operator]
+
+
+def a_late_hook(edge: torch.nn.Module) -> None:
+    edge.candidates["skip_connect"].register_forward_hook(  # type: ignore[operator,union-attr,index]
+        lambda _module, _given, y: 2 * y
+    )
+
+
+@pytest.mark.parametrize(
+    "exchange", [another_norm, another_convolution, another_candidate, a_late_hook]
+)
+def test_parts_that_are_exchanged_later_are_found(
+    both: Both, passes: Passes, exchange: Callable[[torch.nn.Module], None]
+) -> None:
+    results = []
+    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    scores = {kind: torch.randn(S0().shape(kind)).double() for kind in CELL_KINDS}
+    for net in both(S0(), width=8):
+        before = [x.detach() for x in passes(net, scores, "softmax", image, None)[0]]
+        torch.manual_seed(3)
+        exchange(net.backbone.cells[0].edges[2])
+        results.append([passes(net.train(), scores, "softmax", image, None), before])
+    (theirs, before), (ours, _) = results
+    assert (theirs[0][0] - before[0]).abs().max() > 1e-3
+    for one, other in zip(ours[0] + ours[1], theirs[0] + theirs[1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_a_mixture_of_another_space_is_refused(both: Both) -> None:
@@ -291,6 +334,20 @@ def test_a_class_with_nothing_of_its_parents_is_another_operation() -> None:
     assert not is_plain(PRIMITIVES["avg_pool_3x3"](8, 2), 8, 1)
 
 
+def test_what_is_not_as_its_class_makes_it_is_another_operation() -> None:
+    def made() -> DepthwiseSeparable:
+        return DepthwiseSeparable(8, 3, 1)
+
+    assert is_plain(made(), 8, 1)
+    spoilt = [made() for _ in range(5)]
+    spoilt[0].pointwise.bias = torch.nn.Parameter(torch.ones(8))
+    spoilt[1].norm.register_buffer("more", torch.ones(8))
+    spoilt[2].depthwise._conv_forward = lambda *_: torch.ones(1)  # type: ignore[method-assign]
+    spoilt[3].register_full_backward_hook(lambda *_: None)
+    spoilt[4].pointwise.register_full_backward_pre_hook(lambda *_: None)
+    assert not any(is_plain(operation, 8, 1) for operation in spoilt)
+
+
 def test_a_candidate_that_is_no_primitive_is_refused() -> None:
     class Linear(SearchSpace):
         def primitives(self, kind: str) -> list[list[str]]:
@@ -315,7 +372,11 @@ def test_half_precision_throughout_runs(scores_of: Callable[..., dict[str, Tenso
     mixtures = {k: Mixture(v.bfloat16()) for k, v in scores_of(S0()).items()}
     features = net(torch.randn(2, 3, 16, 16).bfloat16(), mixtures)
     torch.stack([f.float().square().mean() for f in features]).sum().backward()
+    assert net.implementation == "fused-torch"
     assert all(f.isfinite().all() for f in features)
+    found = [p.grad for p in net.parameters() if p.grad is not None]
+    assert len(found) > 200
+    assert all(gradient.isfinite().all() for gradient in found)
 
 
 class Far(SearchSpace):
@@ -348,9 +409,15 @@ class Offset(Primitive):
 
 
 @pytest.mark.parametrize("patch", [None, 2, 4])
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
 def test_digits_are_kept_far_from_zero(
-    passes: Passes, visible_of: Callable[..., VisibleMap | None], patch: int | None
+    passes: Passes,
+    visible_of: Callable[..., VisibleMap | None],
+    patch: int | None,
+    backend: str,
 ) -> None:
+    if backend == "cpp" and cpp.library() is None:
+        pytest.skip("no C++ compiler")
     space, image, visible = Far(), torch.randn(4, 3, 16, 16), visible_of(patch, 16, 4)
     plan = SupernetSize(8, 3, "cifar").plan(space, 16)
     exact = Supernet(space, 3, 3, plan, ReferenceCell)
@@ -359,13 +426,17 @@ def test_digits_are_kept_far_from_zero(
     wide = {kind: value.double() for kind, value in scores.items()}
     wanted, slopes = passes(exact.double(), wide, "softmax", image.double(), visible)
     errors = []
-    for cell in (FusedCell, ReferenceCell):
+    for cell in (partial(FusedCell, compiles=backend == "cpp"), ReferenceCell):
         net = Supernet(space, 3, 3, plan, cell)
         net.load_state_dict(values)
         found, ours = passes(net, scores, "softmax", image, visible)
+        assert net.implementation in (f"fused-{backend}", "reference")
         pairs = [*zip(found, wanted, strict=True), (flat(ours[:2]), flat(slopes[:2]))]
         pairs.append((flat(ours[2:]), flat(slopes[2:])))
-        errors.append([(a - b).norm() / b.norm() for a, b in pairs])
+        of_both = (net.state_dict(), exact.state_dict())
+        means, known = (flat([v for k, v in x.items() if "running_mean" in k]) for x in of_both)
+        pairs.append((means, known))
+        errors.append([((a - b).norm() / b.norm()).item() for a, b in pairs])
     for ours, theirs in zip(*errors, strict=True):
         assert 0 < ours < 5 * theirs
 

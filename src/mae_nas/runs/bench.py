@@ -60,6 +60,8 @@ WAYS: Mapping[str, Way] = {
     "fused-cpp-recompute": Way(partial(FusedCell, recomputes=True)),
     "fused-cpp-sparse50": Way(FusedCell, 0.5),
     "fused-cpp-sparse75": Way(FusedCell, 0.75),
+    "fused-cpp-sparse50-recompute": Way(partial(FusedCell, recomputes=True), 0.5),
+    "fused-cpp-sparse75-recompute": Way(partial(FusedCell, recomputes=True), 0.75),
 }
 
 

@@ -9,7 +9,7 @@ sparse masking only visible sites have rows, see `sites`.
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
 from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, ReLUConvBN
 from mae_nas.supernet import depthwise
-from mae_nas.supernet.layers import Layer, SeparableGroup, is_plain, layer_of
+from mae_nas.supernet.layers import Layer, SeparableGroup, has_hooks, is_plain, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reduced import Reduction, add_reduced, corners
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
@@ -82,9 +82,10 @@ class NodeState(RowState):
 class FusedCell(ReferenceCell):
     """`ReferenceCell` with another forward: the same weights, buffers and results.
 
-    What an operation is made of is looked at when the cell is built: hooks and convolutions are not
-    to be exchanged afterwards. There are first derivatives alone, and a cell that halves its inputs
-    halves even sides.
+    What an operation is made of is looked at when the cell is built and by every `train` or `eval`:
+    parts are exchanged and hooks added before one of these. There are first derivatives alone, a
+    cell that halves its inputs halves even sides, and operations of a user's own that draw numbers
+    draw them in another order.
 
     Args:
         space: edges and candidates.
@@ -100,17 +101,26 @@ class FusedCell(ReferenceCell):
         self.compiles, self.recomputes = compiles, recomputes
         self._backend = ""
         self._weights = space.shape(spec.kind)
+        self._arrange()
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; what has been exchanged since is computed as it now is."""
+        if self._found != _parts(self.edges):
+            self._arrange()
+        return super().train(mode)
+
+    def _arrange(self) -> None:
+        """Sort the candidates by the node that they leave, and by what is computed together."""
+        space, count = self.space, self._weights[1]
         candidates = [_candidates(edge) for edge in self.edges]
-        if any(len(each) != self._weights[1] for each in candidates):
+        if any(len(each) != count for each in candidates):
             raise ValueError("; ".join(space.problems()) or "edges of unequally many candidates")
-        operations = [
-            dict(enumerate(each, e * self._weights[1])) for e, each in enumerate(candidates)
-        ]
+        operations = [dict(enumerate(each, e * count)) for e, each in enumerate(candidates)]
         by_ends = dict(zip(space.edges, operations, strict=True))
         self._sources = [
             _Source(
                 [by_ends.get((source, target), {}) for target in space.concat],
-                (spec.width, self._stride(source)),
+                (self.spec.width, self._stride(source)),
             )
             for source in range(space.inputs + space.nodes)
         ]
@@ -121,6 +131,7 @@ class FusedCell(ReferenceCell):
             for choice, operation in edge.items()
             if type(operation) is Noise
         ]
+        self._found = _parts(self.edges)
 
     @property
     def implementation(self) -> str:
@@ -188,15 +199,14 @@ class FusedCell(ReferenceCell):
 
     def _are_training(self) -> bool:
         """Whether norms go by the batch; those of shared operations must agree, as in a cell."""
-        found = {(n.training, n.eps, n.momentum, n.affine) for _, n in self._norms}
+        found = {(n.training, n.eps, n.momentum, n.affine) for n in self._norms}
         if not found:
             return self.training
         (is_training, _, momentum, affine), *others = found
-        is_known = all(owner._modules["norm"] is norm for owner, norm in self._norms)
-        if others or (is_training and momentum is None) or affine or not is_known:
+        if others or momentum is None or affine:
             raise RuntimeError(
-                "fused cell: its BatchNorms differ in training, eps or momentum, have affine parts "
-                "or were exchanged; use efficiency=reference"
+                "fused cell: its BatchNorms differ in training, eps or momentum, or have affine "
+                "parts; use efficiency=reference"
             )
         return is_training
 
@@ -228,7 +238,7 @@ class _Source:
         skips: list[tuple[int, int]] = []
         reductions: list[tuple[int, int, FactorizedReduce]] = []
         self.others: list[tuple[int, int, Primitive]] = []
-        self.norms: list[tuple[nn.Module, nn.BatchNorm2d]] = []
+        self.norms: list[nn.BatchNorm2d] = []
         for slot, candidates in enumerate(operations):
             taken: set[object] = set()
             for choice, operation in candidates.items():
@@ -239,11 +249,7 @@ class _Source:
                 if layer is None and not (is_known and _may_share(operation, taken)):
                     self.others.append((slot, choice, operation))
                     continue
-                self.norms += [
-                    (owner, norm)
-                    for owner in operation.modules()
-                    if isinstance(norm := getattr(owner, "norm", None), nn.BatchNorm2d)
-                ]
+                self.norms += [n for n in operation.modules() if isinstance(n, nn.BatchNorm2d)]
                 if layer is not None:
                     layers.append(layer)
                 elif isinstance(operation, Pool):
@@ -309,6 +315,11 @@ def _by_edges(
         norms = tuple(pool.norm for same in alike for _, _, pool in same)
         kinds = tuple(pool.pool for pool in firsts)
         yield Shared(slots, tuple(choices), kinds, stride, norms)
+
+
+def _parts(edges: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Everything that operations are made of, and whether it has hooks."""
+    return [(part, has_hooks(part)) for part in edges.modules()]
 
 
 def _candidates(edge: nn.Module) -> list[Primitive]:

@@ -106,8 +106,6 @@ def _as_made(form: tuple[object, ...], channels: int, stride: int) -> Mapping[st
 
 def _is_alike(part: nn.Module, made: nn.Module) -> bool:
     """Of the same class, numbers and parameters, and with nothing of its own in between."""
-    hooks = (part._forward_pre_hooks, part._forward_hooks)
-    hooks += (part._backward_pre_hooks, part._backward_hooks)
     named = [
         {n for n, value in (*each._parameters.items(), *each._buffers.items()) if value is not None}
         for each in (part, made)
@@ -117,8 +115,14 @@ def _is_alike(part: nn.Module, made: nn.Module) -> bool:
         and part.extra_repr() == made.extra_repr()
         and named[0] == named[1]
         and not {"forward", "_conv_forward"} & vars(part).keys()
-        and not any(hooks)
+        and not has_hooks(part)
     )
+
+
+def has_hooks(part: nn.Module) -> bool:
+    """Whether something of a user's own runs with it."""
+    before, after = part._forward_pre_hooks, part._forward_hooks
+    return any((before, after, part._backward_pre_hooks, part._backward_hooks))
 
 
 class Kind:

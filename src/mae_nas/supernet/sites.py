@@ -100,15 +100,9 @@ class Sites:
 
     def normalised(self, norm: BatchNorm, rows: Tensor) -> Tensor:
         """`norm` of (M, C)."""
-        seen = None if self.seen is None else self.seen.view(1, 1, self.rows, 1)
-        # Where nothing is masked the norm is torch's, which loses digits far from zero.
-        is_lessened = self.is_packed and norm.training and not norm.spans_ranks
-        shift = rows.detach().mean(0) if is_lessened else None
-        rows = rows if shift is None else rows - shift
-        y = norm(rows.view(1, self.rows, 1, -1).permute(0, 3, 1, 2), seen)
-        if shift is not None:
-            norm.move_mean(shift)
-        return y.permute(0, 2, 3, 1).reshape(rows.shape)
+        if self.is_packed:
+            return norm.of_visible(rows)
+        return norm.of_rows(rows, None if self.seen is None else self.seen.view(1, 1, -1, 1))
 
     @cached_property
     def runs(self) -> Tensor:
