@@ -385,6 +385,13 @@ def test_pools_under_half_precision_round_only_what_they_return(
         assert ((y - exact).abs() <= 1.01 * bound).all()
 
 
+def test_norm_of_visible_rows_in_half_precision_takes_statistics_in_single() -> None:
+    norm, rows = BatchNorm(6, affine=False), torch.randn(999, 6).bfloat16()
+    norm.of_visible(rows)
+    assert norm.running_mean is not None
+    assert (norm.running_mean - 0.1 * rows.double().mean(0)).abs().max() < 1e-7
+
+
 @pytest.mark.parametrize("shown", [1, 12])
 @pytest.mark.parametrize("is_training", [True, False])
 def test_norm_of_visible_rows_alone_is_that_of_a_map_that_hides_the_others(

@@ -89,21 +89,26 @@ def test_a_rank_that_differs_is_named(tmp_path: Path) -> None:
     assert set(on_ranks(3, tmp_path, work)) == {"α of rank 2 differs from that of rank 0"}
 
 
-@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("form", ["dense", "sparse", "packed"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_synchronised_batch_norm_is_that_of_the_whole_batch(
-    size: int, is_sparse: bool, tmp_path: Path
+    size: int, form: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(6, 4, 5, 7, dtype=torch.float64) + 3 * torch.randn(6, 4, 1, 1).double()
     weight = torch.randn_like(x)
-    visible = torch.rand(6, 1, 5, 7) < 0.6 if is_sparse else None  # unequally many on each rank
+    # Unequally many on each rank.
+    visible = torch.rand(6, 1, 5, 7) < 0.6 if form == "sparse" else None
 
     def run(images: Tensor, seen: Tensor | None, weights: Tensor) -> list[Tensor]:
         norm = BatchNorm(4).double()
         norm.synchronised = True
         images = images.clone().requires_grad_()
-        y = norm(images, seen)
+        if form == "packed":
+            y = norm.of_visible(images.permute(0, 2, 3, 1).flatten(0, 2))
+            y = y.unflatten(0, (-1, 5, 7)).permute(0, 3, 1, 2)
+        else:
+            y = norm(images, seen)
         (y * weights).sum().backward()
         assert images.grad is not None
         assert norm.running_mean is not None

@@ -204,11 +204,12 @@ class BatchNorm(nn.BatchNorm2d):
         """The same of visible sites alone, (M, C), to the digits that a map of theirs would have.
 
         Torch's layer is faster than two passes but loses digits where |μ| ≫ σ, so that it is given
-        rows that are lessened by their mean.
+        rows that are lessened by their mean; not those of half precision, whose own it would round.
         """
         if len(rows) == 1:  # which torch's refuses
             return self.of_rows(rows, rows.new_ones(1, 1, 1, 1, dtype=torch.bool))
-        if not self.training or (self.synchronised and ranks.size() > 1):
+        is_half = rows.element_size() < 4
+        if not self.training or is_half or (self.synchronised and ranks.size() > 1):
             return self.of_rows(rows)
         assert self.running_mean is not None
         assert self.momentum is not None

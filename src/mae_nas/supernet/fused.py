@@ -18,9 +18,16 @@ from mae_nas.backbone import CellSpec, CellState
 from mae_nas.masking import VisibleMap
 from mae_nas.relaxations import Mixture
 from mae_nas.spaces import SearchSpace
-from mae_nas.spaces.primitives import FactorizedReduce, Noise, Pool, Primitive, ReLUConvBN
+from mae_nas.spaces.primitives import (
+    FactorizedReduce,
+    Noise,
+    Pool,
+    Primitive,
+    ReLUConvBN,
+    preprocessors,
+)
 from mae_nas.supernet import depthwise
-from mae_nas.supernet.layers import Layer, SeparableGroup, has_hooks, is_plain, layer_of
+from mae_nas.supernet.layers import Layer, SeparableGroup, is_alike, is_plain, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reduced import Reduction, add_reduced, corners
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
@@ -82,10 +89,10 @@ class NodeState(RowState):
 class FusedCell(ReferenceCell):
     """`ReferenceCell` with another forward: the same weights, buffers and results.
 
-    What an operation is made of is looked at when the cell is built and by every `train` or `eval`:
-    parts are exchanged and hooks added before one of these. There are first derivatives alone, a
-    cell that halves its inputs halves even sides, and operations of a user's own that draw numbers
-    draw them in another order.
+    What operations are made of is looked at when the cell is built and by its `train` and `eval`:
+    parts are changed and hooks added before one of these. There are first derivatives alone, a cell
+    that halves its inputs halves even sides, and operations of a user's own that draw numbers draw
+    them in another order.
 
     Args:
         space: edges and candidates.
@@ -104,14 +111,14 @@ class FusedCell(ReferenceCell):
         self._arrange()
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's; what has been exchanged since is computed as it now is."""
-        if self._found != _parts(self.edges):
-            self._arrange()
+        """As torch's; what has changed since is computed as it now is."""
+        self._arrange()
         return super().train(mode)
 
     def _arrange(self) -> None:
         """Sort the candidates by the node that they leave, and by what is computed together."""
         space, count = self.space, self._weights[1]
+        self._check()
         candidates = [_candidates(edge) for edge in self.edges]
         if any(len(each) != count for each in candidates):
             raise ValueError("; ".join(space.problems()) or "edges of unequally many candidates")
@@ -131,7 +138,20 @@ class FusedCell(ReferenceCell):
             for choice, operation in edge.items()
             if type(operation) is Noise
         ]
-        self._found = _parts(self.edges)
+
+    def _check(self) -> None:
+        """Refuse what a forward would pass over: all but candidates is computed as it is known."""
+        known: dict[str, nn.Module] = {f"edges.{e}": MixedOp({}) for e in range(len(self.edges))}
+        with torch.device("meta"):
+            for i, module in enumerate(preprocessors(self.spec)):
+                known |= dict(module.named_modules(prefix=f"preprocess{i}"))
+        for name, made in known.items():
+            is_norm = isinstance(made, nn.BatchNorm2d)  # which is called, whatever it has become
+            if not is_norm and not is_alike(self.get_submodule(name), made):
+                raise RuntimeError(
+                    f"fused cell: {name} has hooks or is of another making; "
+                    "use efficiency=reference"
+                )
 
     @property
     def implementation(self) -> str:
@@ -315,11 +335,6 @@ def _by_edges(
         norms = tuple(pool.norm for same in alike for _, _, pool in same)
         kinds = tuple(pool.pool for pool in firsts)
         yield Shared(slots, tuple(choices), kinds, stride, norms)
-
-
-def _parts(edges: nn.Module) -> list[tuple[nn.Module, bool]]:
-    """Everything that operations are made of, and whether it has hooks."""
-    return [(part, has_hooks(part)) for part in edges.modules()]
 
 
 def _candidates(edge: nn.Module) -> list[Primitive]:

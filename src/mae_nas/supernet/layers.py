@@ -64,7 +64,7 @@ def is_plain(operation: Primitive, channels: int, stride: int) -> bool:
     made = _as_made(_form_of(operation), channels, stride)
     parts = dict(operation.named_modules())
     return parts.keys() == made.keys() and all(
-        _is_alike(part, made[name]) for name, part in parts.items()
+        is_alike(part, made[name]) for name, part in parts.items()
     )
 
 
@@ -104,8 +104,10 @@ def _as_made(form: tuple[object, ...], channels: int, stride: int) -> Mapping[st
     return {} if made is None else dict(made.named_modules())
 
 
-def _is_alike(part: nn.Module, made: nn.Module) -> bool:
+def is_alike(part: nn.Module, made: nn.Module) -> bool:
     """Of the same class, numbers and parameters, and with nothing of its own in between."""
+    hooks = (part._forward_pre_hooks, part._forward_hooks)
+    hooks += (part._backward_pre_hooks, part._backward_hooks)
     named = [
         {n for n, value in (*each._parameters.items(), *each._buffers.items()) if value is not None}
         for each in (part, made)
@@ -115,14 +117,8 @@ def _is_alike(part: nn.Module, made: nn.Module) -> bool:
         and part.extra_repr() == made.extra_repr()
         and named[0] == named[1]
         and not {"forward", "_conv_forward"} & vars(part).keys()
-        and not has_hooks(part)
+        and not any(hooks)
     )
-
-
-def has_hooks(part: nn.Module) -> bool:
-    """Whether something of a user's own runs with it."""
-    before, after = part._forward_pre_hooks, part._forward_hooks
-    return any((before, after, part._backward_pre_hooks, part._backward_hooks))
 
 
 class Kind:
