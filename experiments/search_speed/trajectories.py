@@ -90,7 +90,7 @@ def main() -> None:
     record = {
         "overrides": COMMON,
         "ways": WAYS,
-        "steps": read["64-true", "fused"].steps.tolist(),
+        "steps": read[precisions[0], "fused"].steps.tolist(),
         "largest_difference_of_a_mixing_weight": {
             f"{w} {p}": distance.tolist() for (p, w), distance in apart.items()
         },
