@@ -89,10 +89,10 @@ TRAIN_LEFT_OUT = $(if $(filter full,$(SCALE)),,'left_out=["$(TRAIN_$(SCALE)), no
 TRAIN = $(BIN)/mae-nas train genotype=$(GENOTYPE) resume=auto $(TRAIN_LEFT_OUT)
 
 train-cifar10: install ## the network of a genotype on CIFAR-10 (GENOTYPE=NAME or a run folder, SCALE=)
-	$(TRAIN) data=cifar10 $(or $(TRAIN_$(SCALE)),network=cifar recipe=cifar) hydra.run.dir=runs/train-cifar10-$(notdir $(GENOTYPE))-$(SCALE) $(ARGS)
+	$(TRAIN) data=cifar10 $(or $(TRAIN_$(SCALE)),network=cifar recipe=cifar) hydra.run.dir=runs/train-cifar10-$(subst /,_,$(GENOTYPE))-$(SCALE) $(ARGS)
 
 train-imagenet: install ## the same on ImageNet
-	$(TRAIN) data=imagenet $(or $(TRAIN_$(SCALE)),network=imagenet recipe=imagenet) hydra.run.dir=runs/train-imagenet-$(notdir $(GENOTYPE))-$(SCALE) $(ARGS)
+	$(TRAIN) data=imagenet $(or $(TRAIN_$(SCALE)),network=imagenet recipe=imagenet) hydra.run.dir=runs/train-imagenet-$(subst /,_,$(GENOTYPE))-$(SCALE) $(ARGS)
 
 sweep-mask-ratio: install ## searches on CIFAR-10 over the mask ratio, with both decoders (PARALLEL=jobs at once)
 	$(SEARCH) $(SWEEP) mask.ratio=$(RATIOS_$(SCALE)) decoder=hierarchical,simmim $(call LEFT_OUT,RATIOS) hydra.sweep.dir=runs/sweeps/mask-ratio-$(SCALE) $(ARGS)

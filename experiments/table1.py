@@ -19,6 +19,7 @@ from mae_nas.genotype import PUBLISHED
 from mae_nas.network.complexity import Complexity, Place, complexity_of, measure_complexity
 from mae_nas.network.peers import timm_network
 from mae_nas.runs import canvas
+from mae_nas.runs.listing import counted
 
 OURS, RANDOM = "found here", "random cells"
 PROFILED = "timm's "
@@ -104,7 +105,7 @@ class Half:
         """The README's lines."""
         networks = networks_of(records)
         rows = [
-            (row.model, row.accuracy, _accuracy(networks, row.cell) or row.cell)
+            (row.model, row.accuracy, _accuracy(networks, row.cell) or _why_not(row.cell))
             for row in self.rows
         ]
         rows.append((RANDOM, "–", _accuracy(networks, RANDOM) or "–"))
@@ -113,13 +114,11 @@ class Half:
 
     def _printed(self, networks: "Networks") -> Iterator[tuple[object, ...]]:
         for row in self.rows:
-            found, here = self._counted(row.cell), _accuracy(networks, row.cell) or "–"
-            counted = "––" if found is None else _counts(found.params, found.macs)
+            found, here = self._counted(row.cell), _accuracy(networks, row.cell)
+            counts = "––" if found is None else _counts(found.params, found.macs)
             labels = "yes" if row.with_labels else "no"
             printed = (row.params, row.macs, row.accuracy, row.cost, row.cell)
-            if row.cell.startswith(PROFILED):
-                here = "profile only: another family"
-            yield row.model, labels, *printed, *counted, here
+            yield row.model, labels, *printed, *counts, here or _why_not(row.cell)
 
     def _counted(self, cell: str) -> Complexity | None:
         place = self.place
@@ -152,24 +151,38 @@ def networks_of(records: Sequence[Record]) -> Networks:
 
 
 def accuracies(each: Sequence[tuple[str, Sequence[Record]]]) -> list[float]:
-    """Test accuracy after the last epoch, percent; of every cell and seed."""
-    return [100 * record["test_top1"] for _, same in each for record in same]
+    """Test accuracy after the last epoch, percent: of one cell by seed, of several their means.
+
+    Seeds of a cell are alike: cells, not seeds, are what a kind has independent values of.
+    """
+    found = [[100 * record["test_top1"] for record in same] for _, same in each]
+    return found[0] if len(found) == 1 else [float(np.mean(values)) for values in found]
 
 
 def trained(networks: Networks) -> Iterator[tuple[object, ...]]:
-    """A row for each cell, and one for the random ones together."""
-    chance = accuracies(networks.get(RANDOM, ()))
+    """A row for each cell, and one for several of a kind together."""
+    random = networks.get(RANDOM, ())
+    chance = [float(np.mean(accuracies([cell]))) for cell in random]
     for kind, each in networks.items():
         for name, same in each:
             values, cost = accuracies([(name, same)]), same[0]["costs"]
-            beside = compared(values, chance) if chance and kind != RANDOM else "–"
+            less = f"{np.mean(values) - np.mean(chance):+.2f}, one cell"
             yield (
                 name if kind in (name, RANDOM) else f"{kind}, {name}",
                 len(same),
                 *_counts(cost["params"], cost["macs"]),
                 " ".join(f"{value:.2f}" for value in values),
                 spread(values),
-                beside,
+                less if chance and kind != RANDOM else "–",
+            )
+        if len(each) > 1:
+            means = accuracies(each)
+            yield (
+                f"{kind}, {len(each)} cells",
+                *("–", "–", "–"),
+                " ".join(f"{value:.2f}" for value in means),
+                spread(means),
+                compared(means, chance) if chance and kind != RANDOM else "–",
             )
 
 
@@ -193,8 +206,18 @@ def recipes(records: Sequence[Record]) -> str:
 
 
 def _accuracy(networks: Networks, kind: str) -> str:
-    values = accuracies(networks.get(kind, ()))
-    return f"{spread(values)} (n={len(values)})" if values else ""
+    each = networks.get(kind, ())
+    if not each:
+        return ""
+    number = counted(len(each), "cell") if len(each) > 1 else counted(len(each[0][1]), "seed")
+    return f"{spread(accuracies(each))} ({number})"
+
+
+def _why_not(cell: str) -> str:
+    """Why a row's network was not trained."""
+    if cell.startswith(PROFILED):
+        return "profile only: another family"
+    return "not trained" if cell in PUBLISHED or cell == OURS else cell
 
 
 @canvas.styled

@@ -51,3 +51,12 @@ def test_a_training_shows_a_command_that_composes(target: str, scale: str) -> No
     if scale == "full":
         assert config["trainer"]["max_epochs"] == (600 if target == "train-cifar10" else 250)
         assert config["network"]["width"] == (36 if target == "train-cifar10" else 48)
+
+
+def test_trainings_of_two_searches_have_folders_of_their_own() -> None:
+    folders = set()
+    for genotype in ("runs/a/genotype.json", "runs/b/genotype.json", "runs/a/", "PDARTS"):
+        words = words_of("train", "train-cifar10", f"GENOTYPE={genotype}")
+        folders |= {word for word in words if word.startswith("hydra.run.dir=")}
+    assert len(folders) == 4
+    assert "hydra.run.dir=runs/train-cifar10-runs_a_genotype.json-smoke" in folders

@@ -182,7 +182,7 @@ def read_genotype(source: str) -> Genotype:
         return Genotype.from_dict({"format": FORMAT} | parse_darts(source))
     if source.lstrip().startswith("{"):
         return Genotype.from_dict(_parsed(source))
-    path = _existing(source)
+    path = existing_path(source)
     if path is None:
         near = difflib.get_close_matches(source, PUBLISHED, n=3, cutoff=0.5) or list(PUBLISHED)
         raise ValueError(
@@ -199,7 +199,8 @@ def read_genotype(source: str) -> Genotype:
         return Genotype.from_dict(_document(path))
 
 
-def _existing(source: str) -> Path | None:
+def existing_path(source: str) -> Path | None:
+    """The file or folder of this name; None if there is none, or can be none."""
     try:
         path = Path(source).expanduser()
         return path if source and path.exists() else None

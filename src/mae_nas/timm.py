@@ -1,7 +1,7 @@
 """`import mae_nas.timm`: found networks as models of timm.
 
 timm.create_model("mae_nas", genotype="DARTS_V2", width=36, depth=20, stem="cifar")
-timm.create_model("mae_nas", config=FILE, checkpoint_path=FILE)   # of mae-nas export format=timm
+timm.create_model("mae_nas", genotype=FILE)   # of mae-nas export format=timm, with its weights
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from mae_nas.backbone import StemName
-from mae_nas.genotype import Genotype, read_genotype
+from mae_nas.genotype import Genotype
 from mae_nas.network.derived import SIDES, DerivedNetwork, NetworkSize
 from mae_nas.network.export import described
+from mae_nas.spaces import S0
+from mae_nas.spaces.derivation import named_genotype
 
 
 class MaeNas(nn.Module):
@@ -133,9 +135,9 @@ def mae_nas(
 
     Args:
         pretrained: there are no published weights: must be false.
-        genotype: a published name, file, run folder or text; or a file of `mae-nas export
-            format=timm`, which says sizes and classes as well and whose weights are loaded (but
-            for the classifier's, with another `num_classes`).
+        genotype: a published name, `random:SEED`, file, run folder or text; or a file of `mae-nas
+            export format=timm`, which says sizes and classes as well and whose weights are loaded
+            (but for the classifier's, with another `num_classes`).
         kwargs: `width`, `depth`, `stem` as `NetworkSize`, and timm's own.
     """
     if pretrained:
@@ -150,7 +152,7 @@ def mae_nas(
             cast("StemName", kwargs.pop("stem", "cifar")),
             auxiliary=False,
         )
-        found, side = read_genotype(genotype), SIDES[size.stem]
+        found, side = named_genotype(genotype, S0()), SIDES[size.stem]
         channels = kwargs.get("in_chans", 3)
         cfg |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
         cfg |= {"num_classes": kwargs.get("num_classes", 1000)}
@@ -163,6 +165,9 @@ def mae_nas(
         cfg |= {"label_names": list(said.classes)}
     cfg |= {"input_size": (channels, side, side), "pool_size": None}
     given = kwargs.pop("pretrained_cfg", None)
+    stages = kwargs.get("out_indices", ())
+    if not all(-3 <= index < 3 for index in ([stages] if isinstance(stages, int) else stages)):
+        raise ValueError(f"mae_nas: out_indices {stages}: there are three maps, 0 to 2")
 
     def make(**options: Any) -> MaeNas:  # noqa: ANN401 - timm's
         model = MaeNas(found, size, **options)

@@ -64,11 +64,13 @@ def test_a_training_step_is_timed_beside_the_plain_one(capsys: Captured, tmp_pat
     assert (plain["name"], ours["name"], plain["ratio"]) == ("plain", "ours", 1.0)
     assert ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert ours["images_per_second"] == pytest.approx(6 / ours["seconds"])
+    assert ours["hours"] == pytest.approx(600 * 50_000 / 6 * ours["seconds"] / 3600)
+    assert 0 < ours["of_multiplication_rate"] < 1
     record = json.loads((tmp_path / "deep" / "records.jsonl").read_text())
     assert record["rows"] == [plain, ours]
     assert record["setting"]["genotype"] == "PDARTS"
     assert main(["bench", "train", "width=5"]) == 2
-    assert "width must be even" in capsys.readouterr().err
+    assert "width 5: must be even" in capsys.readouterr().err
 
 
 def test_both_ways_of_training_compute_the_same() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mae_nas.cli.main import main
+from mae_nas.genotype import PUBLISHED
 
 V1 = (
     "Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 0), "
@@ -72,6 +73,13 @@ def test_the_widest_network_within_a_budget_is_found(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["macs"] > 100e6
 
 
+def test_all_published_cells_are_one_list(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["genotype=" + ",".join(PUBLISHED), "network=small", "network.width=2", "side=64"]
+    assert main(["profile", *words, "network.depth=3", "speed=false", "format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found] == list(PUBLISHED)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -86,6 +94,14 @@ def test_the_widest_network_within_a_budget_is_found(capsys: pytest.CaptureFixtu
         (["genotype=DARTS_V2", "max_macs=6e8"], "max_macs=6e8: is in millions"),
         (["genotype=DARTS_V2", "speed=maybe"], "speed=maybe: use true or false"),
         (["genotype=DARTS_V2", "beside=resnet19"], "beside: resnet19: timm has no such model"),
+        (["genotype=DARTS_V2", "speed=false", "beside=nets"], "beside: nets: timm has no such"),
+        (["genotype=DARTS_V2", "speed=false", "batch=x"], "batch=x: must be a whole number"),
+        (
+            ["genotype=DARTS_V2", "network.width=99999998"],
+            "width 99999998: must be even, from 2 to",
+        ),
+        (["genotype=DARTS_V2", "network.depth=20000"], "depth 20000: must be 3, a cell for each"),
+        (["genotype=random:" + "1" * 5000], "genotype: 'random:1111"),
         (["genotype=" + V1.replace("avg_pool_3x3", "sep_conv_9x9")], "genotype: reduce cell: sep_"),
     ],
 )
@@ -120,7 +136,7 @@ def test_random_cells_are_those_of_their_seeds(
     [
         (["space=s5"], "space=s5: use s0, s1, s2, s3, s4 or my_module.MySpace"),
         (["n=0"], "n=0: must be a whole number"),
-        (["seed=-1"], "seed=-1: must be a whole number, 0 or more"),
+        (["seed=-1"], "seed=-1: must be a whole number below a billion"),
         (["space=no_module.Space"], "no_module"),
     ],
 )

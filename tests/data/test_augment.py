@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mae_nas.data.augment import Augmentation
+from mae_nas.data.augment import Augmentation, _transforms
 from mae_nas.data.gather import Cutter
 from mae_nas.data.loading import store_of_arrays
 
@@ -36,8 +36,7 @@ def test_an_image_is_a_function_of_the_key_and_its_place(
     assert not torch.equal(one, host.cut(INDEX, 6))
     plain = cutter(Augmentation(), None, channels)
     assert torch.equal(host.cut(INDEX, None), plain.cut(INDEX, None))  # as images are judged
-    if channels == 3:  # a grey image has no hue
-        assert not torch.equal(one, plain.cut(INDEX, 5))
+    assert not torch.equal(one, plain.cut(INDEX, 5))
 
 
 @pytest.mark.parametrize("augmentation", EACH)
@@ -49,11 +48,32 @@ def test_other_generators_stay_where_they_are(augmentation: Augmentation) -> Non
     assert torch.equal(before[2], after[2])
 
 
-def test_a_resized_crop_is_of_the_whole_image() -> None:
-    whole = Augmentation(smallest_crop=1.0)
-    image = np.full((12, 12, 3), 7, np.uint8)
-    assert (whole.vary(image, 3, 8) == 7).all()
-    assert whole.vary(image, 3, 8).shape == (8, 8, 3)
+def test_resized_crops_are_of_the_whole_image_in_their_shares_and_ratios() -> None:
+    rows, columns = np.mgrid[:80, :100]
+    place = np.stack([rows, columns, 0 * rows], 2).astype(np.uint8)
+    store = store_of_arrays([place], ["a"], 12)  # windows of it are 12 × 12
+    crops = Cutter(store, 2, None, Augmentation(smallest_crop=0.25))
+    found = []
+    for key in range(300):
+        crop = crops.cut(torch.tensor([0]), key)[0].numpy().astype(float)
+        found.append([np.ptp(crop[..., 0]) + 7, np.ptp(crop[..., 1]) + 8])  # of pixels' middles
+    heights, widths = np.array(found).T
+    shares, ratios = heights * widths / 8000, widths / heights
+    assert 0.2 < shares.min() < 0.35
+    assert 0.8 < shares.max() < 1.1
+    assert 0.65 < ratios.min() < 0.85
+    assert 1.2 < ratios.max() < 1.45
+
+
+def test_transforms_are_of_the_ranges_that_papers_name() -> None:
+    crop, jitter, policy = _transforms(Augmentation("rand-m9-n3", 0.4, 0.08), 40, 3)
+    assert (crop.scale, crop.ratio, crop.size) == ((0.08, 1.0), (3 / 4, 4 / 3), (40, 40))
+    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4)
+    assert jitter.hue == (-0.2, 0.2)
+    assert (policy.num_layers, len(policy.ops)) == (3, 15)
+    given = policy.ops[0].hparams
+    assert (given["translate_const"], given["img_mean"]) == (18, (128, 128, 128))
+    assert {operation.magnitude for operation in policy.ops} == {9}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +81,11 @@ def test_a_resized_crop_is_of_the_whole_image() -> None:
     [
         ({"policy": "rnad-m9"}, "policy 'rnad-m9': is none of timm's; e.g. original"),
         ({"policy": "rand-q9"}, "policy 'rand-q9': is none of timm's; e.g. original"),
+        ({"policy": "rand-n0"}, "policy 'rand-n0': is none of timm's; e.g. original"),
+        ({"policy": "rand-mx"}, "policy 'rand-mx': is none of timm's; e.g. original"),
+        ({"policy": "rand-m99"}, "policy 'rand-m99': is none of timm's; e.g. original"),
+        ({"policy": "rand-m9-p2"}, "policy 'rand-m9-p2': is none of timm's; e.g. original"),
+        ({"policy": "rand-m9-mstd1.x"}, "policy 'rand-m9-mstd1.x': is none of timm's"),
         ({"colour_jitter": 2.0}, "colour_jitter 2.0: must lie in [0, 1], e.g. 0.4"),
         ({"smallest_crop": float("nan")}, "smallest_crop nan: must lie in [0, 1], e.g. 0.08"),
     ],

@@ -450,7 +450,7 @@ def test_table_1_searches_and_trains_what_it_lists(
 
 
 def test_table_1_sets_what_was_trained_beside_what_is_printed(evidence: ModuleType) -> None:
-    module, shared = import_module("table1_cifar10.claim"), import_module("table1")
+    module = import_module("table1_cifar10.claim")
     found = random_genotype(S0(), 7)
     search = {"config": {}, "genotype": found.to_dict(), "seed": 3, "wall_seconds": 1.0}
     search |= {"device": {"name": "a computer", "threads": 1}, "git": {"commit": "abc"}}
@@ -469,15 +469,34 @@ def test_table_1_sets_what_was_trained_beside_what_is_printed(evidence: ModuleTy
     records += [training("random:0", random_genotype(S0(), 0), 0, 0.6)]
     said = module.tables(records)
     assert "1 search and 5 trainings of given cells" in said
-    assert "| found here, seed 3 | 2 | 1.234 | 5.6 | 80.00 81.00 | 80.50 ± 0.71 |" in said
-    assert "| 97.8 | 0.2 | found here | – | – | 80.50 ± 0.71 (n=2) |" in said
+    row = "| found here, seed 3 | 2 | 1.234 | 5.6 | 80.00 81.00 | 80.50 ± 0.71 | +20.50, one cell |"
+    assert row in said
+    assert "| 97.8 | 0.2 | found here | – | – | 80.50 ± 0.71 (2 seeds) |" in said
+    assert "| GDAS_V1 | 3.369 | 519.4 | not trained |" in said
     assert "| DARTS | yes | 3.3 | 528 | 97.0 | 0.4 | DARTS_V2 | 3.349 | 528.4 | 70.00 ±" in said
     assert "16 channels, 5 cells, 2 epochs of batches of 32; last epoch" in said
-    assert "| MAE-NAS | 97.8 | 80.50 ± 0.71 (n=2) |" in module.results(records)
+    assert "| MAE-NAS | 97.8 | 80.50 ± 0.71 (2 seeds) |" in module.results(records)
+    assert "| GDAS | 97.07 | not trained |" in module.results(records)
+    # Seeds of a cell are alike: cells are compared by their means.
+    more = [random_genotype(S0(), seed) for seed in range(8)]
+    records += [
+        training(json.dumps(cell.to_dict()), cell, seed, 0.7 + at / 100 + seed / 1000)
+        for at, cell in enumerate(more[1:4])
+        for seed in range(2)
+    ]
+    records += [
+        training(f"random:{at}", more[at], seed, 0.6 + at / 100)
+        for at in range(4, 8)
+        for seed in range(2)
+    ]
+    said = module.tables(records)
+    assert "| random cells, 5 cells | – | – | – | 60.00 64.00 65.00 66.00 67.00 | 64.40 ±" in said
+    four = "| found here, 4 cells | – | – | – | 80.50 70.05 71.05 72.05 | 73.41 ± 4.80 | +9.01 ["
+    assert four in said
+    assert "73.41 ± 4.80 (4 cells) |" in module.results(records)
     records[1]["config"]["recipe"] = {"ema": 0.9}
     with pytest.raises(ValueError, match="records of 2 protocols"):
         module.tables(records)
-    assert shared
     assert evidence
 
 

@@ -120,6 +120,8 @@ def test_what_is_not_there_is_refused() -> None:
     grey = timm.create_model("mae_nas", in_chans=1, **SMALL)
     assert grey.pretrained_cfg["input_size"] == (1, 32, 32)
     assert len(grey.pretrained_cfg["mean"]) == 1
+    with pytest.raises(ValueError, match=r"out_indices \(0, 5\): there are three maps, 0 to 2"):
+        timm.create_model("mae_nas", features_only=True, out_indices=(0, 5), **SMALL)
     with pytest.raises(ValueError, match="there are no pretrained weights"):
         timm.create_model("mae_nas", pretrained=True)
     model = timm.create_model("mae_nas", **SMALL)

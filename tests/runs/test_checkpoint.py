@@ -102,6 +102,17 @@ def test_a_truncated_checkpoint_is_refused_in_one_line(tmp_path: Path, share: fl
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("content", [b"abc", b"hello world", b"\x80\x04K\x01.", b"<html>"])
+@pytest.mark.filterwarnings("error")
+def test_bytes_of_anything_else_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt: (truncated or )?not a checkpoint|was not opened"
+    ):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [{"state_dict": {}}, {"format": "other/1"}, torch.zeros(3), [1], good(format="mae_nas/9")],

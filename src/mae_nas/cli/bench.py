@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mae_nas.cli.arguments import read_arguments, whole_number
-from mae_nas.genotype import read_genotype
 from mae_nas.runs.files import append_line
 
 USAGE = """\
@@ -73,9 +72,7 @@ def _bench_train(arguments: Sequence[str]) -> str:
     defaults |= {"genotype": "DARTS_V2", "format": "text", "record": ""}
     options = read_arguments("bench", arguments, defaults).options
     numbers = {key: whole_number(key, options[key]) for key in _TRAINING}
-    genotype, record = read_genotype(options["genotype"]), _record(options)
-    if numbers["width"] % 2 or numbers["depth"] < 3:
-        raise ValueError("width must be even, and depth 3 or more")
+    record = _record(options)
     import torch
     from rich.console import Console
 
@@ -85,8 +82,11 @@ def _bench_train(arguments: Sequence[str]) -> str:
     from mae_nas.runs.listing import columns
     from mae_nas.runs.records import describe_device, git_state, versions
     from mae_nas.runs.train_bench import TRAIN_WAYS, compare_training
+    from mae_nas.spaces import S0
+    from mae_nas.spaces.derivation import named_genotype
 
     torch.set_num_threads(numbers["threads"])
+    genotype = named_genotype(options["genotype"], S0())
     place = Place(NetworkSize(numbers["width"], numbers["depth"]), 3, numbers["side"], 10)
     total, done = numbers["repeats"] * len(TRAIN_WAYS), count(1)
     with progress(Console(stderr=True), "timing steps") as on_progress:

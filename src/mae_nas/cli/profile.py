@@ -4,13 +4,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
 from mae_nas.cli.library import presets
 from mae_nas.cli.spelling import suggest
-from mae_nas.genotype import Genotype, read_genotype
+from mae_nas.genotype import Genotype, existing_path, read_genotype
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,8 @@ genotypes (genotype=A,B or one argument each) make a table.
   max_macs=600            the widest network of at most so many M multiply-adds
   conventions=all         the other ways of counting multiply-adds that papers use
   speed=true|false        latency and throughput, memory of training
-  beside=resnet18,mobilenetv3_large_100   models of timm; beside= is none
+  beside=resnet18,mobilenetv3_large_100   models of timm (without speed none, if none is named);
+                          beside= is none
   batch=64 threads=1 device=auto|cpu|cuda seconds=1   how it is timed
   format=text|json        one genotype: an object, the models of timm in `beside`; several: a list
 Parameters are without the auxiliary head, multiply-adds those of convolutions and linear layers
@@ -57,11 +57,16 @@ def profile(arguments: Sequence[str]) -> str:
     for key, allowed in _CHOICES.items():
         if options[key] not in allowed:
             raise ValueError(f"{key}={options[key]}: use {' or '.join(allowed)}")
-    genotypes = dict(_genotypes([word.partition("=")[2] for word in named]))
+    genotypes = list(_genotypes([word.partition("=")[2] for word in named]))
     if not genotypes:
         raise ValueError("genotype: needed, e.g. mae-nas profile genotype=DARTS_V2")
+    if options["speed"] == "false" and not any(word.startswith("beside=") for word in others):
+        options["beside"] = ""
+    whole_number("threads", options["threads"])
+    whole_number("batch", options["batch"])
+    decimal_number("seconds", options["seconds"])
     place = _place(options)
-    rows = _rows(genotypes, place, options)
+    rows = _rows(dict(genotypes), place, options)
     if options["format"] == "json":
         found = rows if len(genotypes) > 1 else {**rows[0], "beside": rows[1:]}
         return json.dumps(found, indent=1)
@@ -75,7 +80,7 @@ def _genotypes(texts: Sequence[str]) -> Iterator[tuple[str, Genotype]]:
             yield f"text {number}", read_genotype(text)
             continue
         listed = text.removeprefix("[").removesuffix("]").split(",")
-        for name in [text] if Path(text).exists() else map(str.strip, listed):
+        for name in [text] if existing_path(text) else map(str.strip, listed):
             yield name, _named(name)
 
 
@@ -132,13 +137,13 @@ def _rows(
         rows.append({"name": name, "network": asdict(here.size), **_costs(costs, options)})
         makers[name] = partial(here.network, genotype)
     images = {"side": place.side, "channels": place.channels, "classes": place.classes}
+    for name in filter(None, options["beside"].split(",")):
+        check_known(name)
+        maker = partial(timm_network, name, place.channels, place.classes)
+        costs = complexity_of(maker, place.channels, place.side)
+        rows.append({"name": name, "network": None, **_costs(costs, options)})
+        makers[name] = maker
     if options["speed"] == "true":
-        for name in filter(None, options["beside"].split(",")):
-            check_known(name)
-            maker = partial(timm_network, name, place.channels, place.classes)
-            costs = complexity_of(maker, place.channels, place.side)
-            rows.append({"name": name, "network": None, **_costs(costs, options)})
-            makers[name] = maker
         for row, speed in zip(rows, _speeds(makers, place, options), strict=True):
             row |= speed
     return [row | images for row in rows]

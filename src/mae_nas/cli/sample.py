@@ -1,6 +1,7 @@
 """`mae-nas sample`: random cells of a space, the baseline that every comparison needs."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ def sample(arguments: Sequence[str]) -> str:
     cells = {seed: random_genotype(space, seed) for seed in range(first, first + number)}
     if options["output"]:
         folder = Path(options["output"])
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output: {folder} is a file, not a folder")
         taken = [f for seed in cells if (f := folder / f"{seed}.json").exists()]
         if taken:
             raise ValueError(f"output: {taken[0]} is there already; choose another folder")
@@ -62,6 +65,6 @@ def _space(name: str) -> "SearchSpace":
 
 
 def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) < 2**32):
-        raise ValueError(f"seed={text}: must be a whole number, 0 or more")
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(f"seed={text[:100]}: must be a whole number below a billion")
     return int(text)

@@ -201,14 +201,18 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
         make = part(config["recipe"]["optimizer"])
         maker.hold("recipe.optimizer", lambda: make_fused(make, [nn.Parameter(torch.zeros(1))]))
     recipe = maker.make(Recipe, "recipe")
-    if source is not None and size is not None and "" not in maker.broken:
-        side, channels = source.known_side(), source.known_channels() or 1
-        if side is not None:
-            maker.hold("genotype", lambda: _shape(config, Place(size, channels, side, 2)))
+    side = None if source is None else source.known_side()
+    if source is not None and side is not None and size is not None and "" not in maker.broken:
+        place = Place(size, source.known_channels() or 1, side, 2)
+        maker.hold("genotype", lambda: _shape(config, place))
     if source is not None and settings is not None and source.batch_size % settings.parts:
         maker.problems.append(
             f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
             "trainer.accumulate × trainer.devices × trainer.num_nodes"
+        )
+    if recipe is not None and side is not None and recipe.cutout > side:
+        maker.problems.append(
+            f"recipe.cutout {recipe.cutout}: may hide a whole image of {side} pixels; 0 is none"
         )
     epochs = config["trainer"].get("max_epochs")
     if recipe is not None and isinstance(epochs, int) and recipe.warmup_epochs >= epochs:

@@ -5,6 +5,7 @@ each image and put back, so that an image of a step is the same whatever worker 
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Augmentation(Checked):
         if not 0 <= self.smallest_crop <= 1:
             yield f"smallest_crop {self.smallest_crop}: must lie in [0, 1], e.g. 0.08"
         try:
+            if self.policy.startswith("rand"):
+                _check_rand(self.policy)
             _policy(self.policy, 32, 3)
         except (AssertionError, ValueError, KeyError):
             yield (
@@ -82,9 +85,22 @@ def _policy(name: str, side: int, channels: int) -> list[Transform]:
     from timm.data import auto_augment as timm  # seconds
 
     grey = 128 if channels == 1 else (128,) * channels
-    given = {"translate_const": int(side * 0.45), "img_mean": grey}  # as timm trains
+    given = {"translate_const": int(side * 0.45), "img_mean": grey}  # of its side, as timm
     make = timm.rand_augment_transform if name.startswith("rand") else timm.auto_augment_transform
     return [make(name, given)]
+
+
+def _check_rand(name: str) -> None:
+    """Refuse what timm passes over, and numbers that do nothing there or are beyond it."""
+    given = {"mmax": 10.0}
+    for part in name.split("-")[1:]:
+        read = re.fullmatch(r"(m|mmax|n|inc|t)([0-9]+)|(p|w|mstd)([0-9.]+)", part)
+        if read is None:
+            raise ValueError(part)
+        given[read[1] or read[3]] = float(read[2] or read[4])
+    m, n, p = (given.get(key, 1) for key in "mnp")
+    if n < 1 or not 0 < p <= 1 or m > given["mmax"]:
+        raise ValueError(name)
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_nas.genotype import Genotype
 from mae_nas.network.cell import Operations
-from mae_nas.network.derived import DerivedNetwork, NetworkSize
+from mae_nas.network.derived import WIDEST, DerivedNetwork, NetworkSize
 from mae_nas.spaces.primitives import PRIMITIVES
 
-WIDEST = 4096
 CONVENTIONS = {
     "thop_without_norms": "macs and 4 for each output of an average pool: thop of 2019, norms off",
     "thop": "the same and 4 for each value that a norm reads: thop of 2019 as it came",
@@ -175,7 +174,7 @@ def widest(genotype: Genotype, place: Place, max_macs: float) -> Place:
 
     low, high = 0, 2
     while high <= WIDEST and fits(high):
-        low, high = high, 2 * high
+        low, high = high, min(2 * high, WIDEST + 2)
     while high - low > 2:
         middle = (low + high) // 4 * 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -24,6 +24,8 @@ from mae_nas.spaces.primitives import PRIMITIVES
 
 SIDES: Mapping[StemName, int] = {"cifar": 32, "small": 64, "imagenet": 224}
 """Of the images that a stem is meant for, in pixels, where nobody says another."""
+WIDEST, DEEPEST = 4096, 256
+"""Channels and cells that are still somebody's wish."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class NetworkSize(Checked):
     def _problems(self) -> Iterator[str]:
         if self.stem not in ("cifar", "small", "imagenet"):
             yield f"stem {self.stem!r}: must be cifar, small or imagenet"
-        if self.depth < 3:
-            yield f"depth {self.depth}: at least 3 cells are needed, one for each resolution"
-        if self.width < 2 or self.width % 2:
-            yield f"width {self.width}: must be even, at least 2, e.g. {max(2, self.width + 1)}"
+        if not 3 <= self.depth <= DEEPEST:
+            yield f"depth {self.depth}: must be 3, a cell for each resolution, to {DEEPEST}"
+        if not 2 <= self.width <= WIDEST or self.width % 2:
+            near = min(max(2, self.width + self.width % 2), WIDEST)
+            yield f"width {self.width}: must be even, from 2 to {WIDEST}, e.g. {near}"
 
     def plan(self, genotype: Genotype, side: int) -> BackbonePlan:
         """Where the cells stand for images of `side` pixels; ValueError if they do not fit."""

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mae_nas.genotype import Genotype
-from mae_nas.network.complexity import WIDEST, Place
-from mae_nas.network.derived import DerivedNetwork, NetworkSize
+from mae_nas.network.complexity import Place
+from mae_nas.network.derived import WIDEST, DerivedNetwork, NetworkSize
 from mae_nas.network.folding import folded
 
 KEY = "mae_nas"
@@ -61,7 +61,7 @@ class Description:
             place = facts["place"]
             size = NetworkSize(**place.pop("size"))
             numbers = [int(place[key]) for key in ("channels", "side", "classes")]
-            if not all(0 < n <= WIDEST for n in (*numbers, size.width, size.depth)):
+            if not all(0 < n <= WIDEST for n in numbers):
                 raise ValueError("a size out of range")
             found = Description(
                 Place(size, *numbers),

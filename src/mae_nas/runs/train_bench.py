@@ -13,9 +13,12 @@ from torch.nn import functional
 
 from mae_nas.batch import Batch
 from mae_nas.genotype import Genotype
-from mae_nas.network.complexity import Place, kept_bytes
+from mae_nas.network.complexity import Place, kept_bytes, measure_complexity
 from mae_nas.network.regularisers import cutout, keep_paths
+from mae_nas.runs.bench import copy_rate, multiplication_rate
 from mae_nas.search.optimizers import make_fused
+
+EPOCHS, IMAGES = 600, 50_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ def compare_training(
 ) -> list[dict[str, Any]]:
     """A row for each way: seconds of the processor, ratio to `plain`, images a second, memory.
 
+    `hours` are what the 600 epochs of CIFAR-10 would take so; fractions are those of the rates of
+    large matrix products, by three times the forward multiply-adds, and of copying, by twice what
+    is kept for the gradients.
+
     Args:
         genotype: of the network.
         place: its size and images.
@@ -62,6 +69,8 @@ def compare_training(
             seconds[name].append(time.process_time() - began)
             on_step()
     plain = statistics.median(seconds["plain"])
+    needed = 3 * batch * measure_complexity(genotype, place).macs / multiplication_rate()
+    copied = copy_rate()
     return [
         {
             "name": name,
@@ -70,7 +79,10 @@ def compare_training(
             "most": max(taken),
             "ratio": plain / median,
             "images_per_second": batch / median,
+            "hours": EPOCHS * IMAGES / batch * median / 3600,
             "kept_mb": kept[name] / 1e6,
+            "of_multiplication_rate": needed / median,
+            "of_copy_rate": 2 * kept[name] / copied / median,
         }
         for name, taken in seconds.items()
     ]

@@ -1,5 +1,6 @@
 """Strengths to a genotype, by DARTS's rule (DARTS, Sec. 2.4)."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -76,8 +77,10 @@ def named_genotype(text: str, space: SearchSpace) -> Genotype:
     if not text.startswith(RANDOM):
         return read_genotype(text)
     seed = text.removeprefix(RANDOM)
-    if not (seed.isascii() and seed.isdigit()):
-        raise ValueError(f"genotype: {text[:100]!r}: needs a whole number, e.g. random:0")
+    if not re.fullmatch(r"[0-9]{1,9}", seed):
+        raise ValueError(
+            f"genotype: {text[:100]!r}: needs a whole number below a billion, e.g. random:0"
+        )
     return random_genotype(space, int(seed))
 
 
