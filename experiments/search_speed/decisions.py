@@ -2,7 +2,7 @@
 
     python experiments/search_speed/decisions.py
 
-The first gradient of α by the reference, of the searches of trajectories.py, in float64 and in
+A first gradient of α by the reference, at the setting of trajectories.py, in float64 and in
 float32; then in float32 with the signs that float64 gave its ReLUs, with the places that it gave
 its maxima, and with both. Prints a record and adds it to decisions.jsonl.
 """

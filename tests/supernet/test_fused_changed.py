@@ -109,7 +109,7 @@ def test_what_is_changed_later_is_found(
 
 
 def test_hooks_where_a_fused_cell_calls_nothing_are_refused(both: Both) -> None:
-    for name in ("edges.0", "preprocess0", "preprocess1.conv"):
+    for name in ("edges.0", "preprocess0", "preprocess1.conv", "preprocess1.norm"):
         _, fused = both()
         cell = fused.backbone.cells[0]
         hook = cell.get_submodule(name).register_forward_hook(lambda *_: None)

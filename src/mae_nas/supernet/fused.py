@@ -27,7 +27,7 @@ from mae_nas.spaces.primitives import (
     preprocessors,
 )
 from mae_nas.supernet import depthwise
-from mae_nas.supernet.layers import Layer, SeparableGroup, is_alike, is_plain, layer_of
+from mae_nas.supernet.layers import Layer, SeparableGroup, is_alike, is_bare, is_plain, layer_of
 from mae_nas.supernet.pooled import Shared, add_shared
 from mae_nas.supernet.reduced import Reduction, add_reduced, corners
 from mae_nas.supernet.reference import MixedOp, ReferenceCell
@@ -146,8 +146,9 @@ class FusedCell(ReferenceCell):
             for i, module in enumerate(preprocessors(self.spec)):
                 known |= dict(module.named_modules(prefix=f"preprocess{i}"))
         for name, made in known.items():
-            is_norm = isinstance(made, nn.BatchNorm2d)  # which is called, whatever it has become
-            if not is_norm and not is_alike(self.get_submodule(name), made):
+            # Norms are called, of other numbers too, but not with what a map's would be given.
+            is_known = is_bare if isinstance(made, nn.BatchNorm2d) else is_alike
+            if not is_known(self.get_submodule(name), made):
                 raise RuntimeError(
                     f"fused cell: {name} has hooks or is of another making; "
                     "use efficiency=reference"

@@ -106,19 +106,19 @@ def _as_made(form: tuple[object, ...], channels: int, stride: int) -> Mapping[st
 
 def is_alike(part: nn.Module, made: nn.Module) -> bool:
     """Of the same class, numbers and parameters, and with nothing of its own in between."""
-    hooks = (part._forward_pre_hooks, part._forward_hooks)
-    hooks += (part._backward_pre_hooks, part._backward_hooks)
     named = [
         {n for n, value in (*each._parameters.items(), *each._buffers.items()) if value is not None}
         for each in (part, made)
     ]
-    return (
-        type(part) is type(made)
-        and part.extra_repr() == made.extra_repr()
-        and named[0] == named[1]
-        and not {"forward", "_conv_forward"} & vars(part).keys()
-        and not any(hooks)
-    )
+    return is_bare(part, made) and part.extra_repr() == made.extra_repr() and named[0] == named[1]
+
+
+def is_bare(part: nn.Module, made: nn.Module) -> bool:
+    """Of the same class, and with nothing of its own in between."""
+    hooks = (part._forward_pre_hooks, part._forward_hooks)
+    hooks += (part._backward_pre_hooks, part._backward_hooks)
+    is_own = bool({"forward", "_conv_forward"} & vars(part).keys())
+    return type(part) is type(made) and not is_own and not any(hooks)
 
 
 class Kind:
