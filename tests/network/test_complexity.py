@@ -1,10 +1,11 @@
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mae_nas.backbone import StemName
 from mae_nas.genotype import PUBLISHED
@@ -92,3 +93,26 @@ def test_what_functions_hold_themselves_is_counted_once() -> None:
 
     # x for the weight's gradient; the product, saved and held; a hundred zeros.
     assert kept_bytes(run, [weight]) == 4 * (3 * 5 + 3 * 7 + 100)
+
+
+class Holding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, thing: object) -> Tensor:  # noqa: ANN401 - torch's
+        ctx.thing = thing
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401, ARG004
+        return 2 * gradient, None
+
+
+def test_counting_what_is_kept_keeps_nothing() -> None:
+    weight, things = torch.ones(5, requires_grad=True), []
+
+    def run() -> Tensor:
+        thing = nn.Identity()
+        things.append(weakref.ref(thing))
+        return Holding.apply(weight, thing).exp().sum()  # exp saves what it gives
+
+    assert kept_bytes(run, [weight]) == 4 * 5
+    assert things[0]() is None

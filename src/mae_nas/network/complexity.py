@@ -55,7 +55,8 @@ def kept_bytes(run: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             held[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # A tensor that a node saves and gives would hold the node, and so the graph, for ever.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = run()
