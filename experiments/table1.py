@@ -6,7 +6,7 @@ the papers themselves print stands beside them, named as theirs.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -114,20 +114,22 @@ class Half:
 
     def _printed(self, networks: "Networks") -> Iterator[tuple[object, ...]]:
         for row in self.rows:
-            found, here = self._counted(row.cell), _accuracy(networks, row.cell)
+            found, here = counted_cell(row.cell, self.place), _accuracy(networks, row.cell)
             counts = "––" if found is None else _counts(found.params, found.macs)
             labels = "yes" if row.with_labels else "no"
             printed = (row.params, row.macs, row.accuracy, row.cost, row.cell)
             yield row.model, labels, *printed, *counts, here or _why_not(row.cell)
 
-    def _counted(self, cell: str) -> Complexity | None:
-        place = self.place
-        if cell in PUBLISHED:
-            return measure_complexity(PUBLISHED[cell], place)
-        if not cell.startswith(PROFILED):
-            return None
-        make = partial(timm_network, cell.removeprefix(PROFILED), place.channels, place.classes)
-        return complexity_of(make, place.channels, place.side)
+
+@cache
+def counted_cell(cell: str, place: Place) -> Complexity | None:
+    """What a row's cell or model of timm costs; None where it is neither."""
+    if cell in PUBLISHED:
+        return measure_complexity(PUBLISHED[cell], place)
+    if not cell.startswith(PROFILED):
+        return None
+    make = partial(timm_network, cell.removeprefix(PROFILED), place.channels, place.classes)
+    return complexity_of(make, place.channels, place.side)
 
 
 AXES = ("genotype",)

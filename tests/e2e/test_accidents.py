@@ -111,6 +111,7 @@ def test_memory_that_runs_out_later_is_one_line_too(planted: Search, capsys: Cap
     assert line.endswith(" may fit")
 
 
+@pytest.mark.slow
 def test_fit_batch_is_the_search_of_the_accumulation_that_fits(
     planted: Search,
     assert_same: Search,
@@ -168,6 +169,7 @@ def test_what_should_not_fit_on_a_cpu_is_not_tried(
     assert (cost["images"], cost["is_estimate"]) == (32, False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a step is tried")
 def test_a_slow_step_is_not_tried_but_estimated(
     planted: Search, tmp_path: Path, capsys: Captured

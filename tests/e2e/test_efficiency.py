@@ -29,7 +29,7 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 SOME = [
-    ["space=s0"],
+    ["space=s0", "supernet.width=4"],
     ["space=s1", "mask.mode=sparse", "mask.patch_size=4", "decoder=unet", "decoder.width=8"],
     ["space=s2", "mask.mode=sparse", "mask.patch_size=2"],
 ]

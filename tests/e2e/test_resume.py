@@ -26,10 +26,9 @@ LONG = ["trainer.max_epochs=9", "trainer.max_steps=12"]  # a reading at every se
         (7, []),
         pytest.param(4, ["trainer.precision=64-true"], marks=pytest.mark.slow),
         pytest.param(4, ["trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
-        (
-            7,
-            ["trainer.precision=16-mixed", "trainer.max_steps=9"],
-        ),  # with another scale than it began with
+        pytest.param(  # with another scale than it began with
+            7, ["trainer.precision=16-mixed", "trainer.max_steps=9"], marks=pytest.mark.slow
+        ),
         (2, ["search.second_order=true", "trainer.accumulate=2", "trainer.max_steps=4"]),
     ],
 )

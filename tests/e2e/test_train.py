@@ -97,7 +97,13 @@ def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
     assert capsys.readouterr().out.startswith(f"test accuracy {100 * record['test_top1']:.2f} % ")
 
 
-@pytest.mark.parametrize("more", [[], ["recipe.policy=rand-m5", "recipe.smallest_crop=0.5"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["recipe.policy=rand-m5", "recipe.smallest_crop=0.5"],
+    ],
+)
 def test_a_training_that_goes_on_ends_as_if_it_had_not_stopped(
     train: Callable[..., int], tmp_path: Path, more: list[str]
 ) -> None:

@@ -283,7 +283,10 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("claim", list(PICTURES))
+@pytest.mark.parametrize(
+    "claim",
+    ["table3", *(pytest.param(c, marks=pytest.mark.slow) for c in PICTURES if c != "table3")],
+)
 def test_tables_and_pictures_are_a_function_of_the_records(claim: str, tmp_path: Path) -> None:
     def write(records: list[dict[str, Any]]) -> dict[str, bytes]:
         (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))

@@ -34,8 +34,8 @@ CASES = {
     "unet dense": ["space=s1", "decoder=unet", "decoder.width=8"],
     "unet sparse": ["space=s1", "decoder=unet", "decoder.width=8", "mask.mode=sparse"],
 }
-# Every decoder, both masks and both orders are among the others.
-SLOW = ("hierarchical sparse", "simmim dense", "unet sparse")
+# Every decoder and both masks are among the others.
+SLOW = ("hierarchical sparse", "hierarchical dense second order", "simmim dense", "unet sparse")
 Curves = dict[str, list[str]]
 
 
