@@ -223,7 +223,7 @@ def test_read_genotype_prefers_the_published_name(
 
 
 def test_read_genotype_names_what_is_near() -> None:
-    with pytest.raises(ValueError, match=r"DARTS_v2.*names: DARTS_V2, DARTS_V1") as error:
+    with pytest.raises(ValueError, match=r"DARTS_v2.*did you mean DARTS_V2 or DARTS_V1") as error:
         read_genotype("DARTS_v2")
     assert "NASNet" not in one_line(error)
     with pytest.raises(ValueError, match="NASNet, AmoebaNet"):
@@ -242,10 +242,10 @@ def test_read_genotype_survives_any_text(source: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (written(small())[:-9].encode(), "not JSON, or cut short"),
+        (written(small())[:-9].encode(), "neither whole JSON nor DARTS's text"),
         (b"\xff\xfe\x00", "not a text file"),
         (b" " * (1 << 20) + written(small()).encode(), "larger than 1048576 bytes"),
-        (b"", "not JSON, or cut short"),
+        (b"", "neither whole JSON nor DARTS's text"),
     ],
 )
 def test_read_genotype_names_the_broken_file(content: bytes, expected: str, tmp_path: Path) -> None:

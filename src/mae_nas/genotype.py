@@ -178,16 +178,14 @@ def read_genotype(source: str) -> Genotype:
     """
     if source in PUBLISHED:
         return PUBLISHED[source]
-    if looks_like_darts(source):
-        return Genotype.from_dict({"format": FORMAT} | parse_darts(source))
-    if source.lstrip().startswith("{"):
+    if looks_like_darts(source) or source.lstrip().startswith("{"):
         return Genotype.from_dict(_parsed(source))
     path = existing_path(source)
     if path is None:
-        near = difflib.get_close_matches(source, PUBLISHED, n=3, cutoff=0.5) or list(PUBLISHED)
+        near = difflib.get_close_matches(source, PUBLISHED, n=3, cutoff=0.5)
+        names = f"did you mean {' or '.join(near)}?" if near else f"names: {', '.join(PUBLISHED)}"
         raise ValueError(
-            f"genotype {source[:200]!r}: no such file, run folder or published name; "
-            f"names: {', '.join(near)}"
+            f"genotype {source[:200]!r}: no such file, run folder or published name; {names}"
         )
     if path.is_dir():
         path = path / "genotype.json"
@@ -226,7 +224,9 @@ def _document(path: Path) -> object:
 
 
 def _parsed(text: str) -> object:
+    if looks_like_darts(text):
+        return {"format": FORMAT} | parse_darts(text)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON, or cut short ({error})") from None
+        raise ValueError(f"neither whole JSON nor DARTS's text ({error})") from None

@@ -161,6 +161,8 @@ def mae_nas(
         size = replace(said.place.size, auxiliary=False)
         found, side, channels = said.genotype, said.place.side, said.place.channels
         kwargs = {"num_classes": len(said.classes), "in_chans": channels} | kwargs
+        if kwargs["in_chans"] != channels:
+            raise ValueError(f"{file}: is of channels {channels}, not {kwargs['in_chans']}")
         cfg |= {"mean": said.mean, "std": said.std, "num_classes": len(said.classes)}
         cfg |= {"label_names": list(said.classes)}
     cfg |= {"input_size": (channels, side, side), "pool_size": None}

@@ -73,6 +73,18 @@ def test_the_widest_network_within_a_budget_is_found(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["macs"] > 100e6
 
 
+def test_a_text_is_read_quoted_or_from_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "g.txt").write_text(V1 + "\n")
+    found = []
+    for word in (V1, f'"{V1}"', str(tmp_path / "g.txt"), "DARTS_V1"):
+        words = [f"genotype={word}", "network=tiny", "speed=false", "format=json"]
+        assert main(["profile", *words]) == 0
+        found.append(json.loads(capsys.readouterr().out)["params"])
+    assert found == found[:1] * 4
+
+
 def test_all_published_cells_are_one_list(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["genotype=" + ",".join(PUBLISHED), "network=small", "network.width=2", "side=64"]
     assert main(["profile", *words, "network.depth=3", "speed=false", "format=json"]) == 0

@@ -83,6 +83,8 @@ def test_an_exported_file_says_all_that_timm_needs(tmp_path: Path) -> None:
     maps = timm.create_model("mae_nas", genotype=str(file), features_only=True).eval()(image)
     for found, wanted in zip(maps, network.features(image), strict=True):
         torch.testing.assert_close(found, wanted)
+    with pytest.raises(ValueError, match=r"net\.safetensors: is of channels 2, not 3"):
+        timm.create_model("mae_nas", genotype=str(file), in_chans=3)
     five = timm.create_model("mae_nas", genotype=str(file), num_classes=5).eval()
     assert five(image).shape == (2, 5)
     torch.testing.assert_close(five.forward_features(image), network.features(image)[-1])

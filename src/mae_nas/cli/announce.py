@@ -14,7 +14,7 @@ from mae_nas.cli.run import Run
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import Clock, Readings
 from mae_nas.runs.files import write_json
-from mae_nas.runs.listing import printable
+from mae_nas.runs.listing import counted, printable
 from mae_nas.runs.measure import is_out_of_memory, peak_memory
 from mae_nas.runs.records import describe_device
 from mae_nas.runs.resume import config_hash
@@ -29,15 +29,16 @@ def announce_data(run: Run[Any]) -> None:
         log.warning("not the whole experiment: %s", "; ".join(run.config["left_out"]))
     facts = run.data.describe()
     log.info(
-        "%s images of %d × %d, %d channels: %s",
-        *(facts["images"], facts["side"], facts["side"], facts["channels"]),
+        "%s images of %d × %d, %s: %s",
+        *(facts["images"], facts["side"], facts["side"]),
+        counted(cast("int", facts["channels"]), "channel"),
         ", ".join(f"{facts[key]} {said}" for key, said in run.data.shares.items() if facts[key]),
     )
     skipped = cast("list[dict[str, str]]", facts["skipped_files"])
     for entry in skipped[:5]:
         log.warning("skipped %s: %s", printable(entry["file"]), printable(entry["reason"]))
     if skipped:
-        log.warning("%d files skipped; summary.json names them all", len(skipped))
+        log.warning("%s skipped; summary.json names all", counted(len(skipped), "file"))
 
 
 def explain(error: RuntimeError | MemoryError | OSError, run: Run[Any]) -> str | None:

@@ -75,7 +75,8 @@ def profile(arguments: Sequence[str]) -> str:
 
 def _genotypes(texts: Sequence[str]) -> Iterator[tuple[str, Genotype]]:
     """Name and genotype of each; names and files may be listed with commas."""
-    for number, text in enumerate(texts, 1):
+    unquoted = (text[1:-1] if text[:1] == text[-1:] == '"' else text for text in texts)
+    for number, text in enumerate(unquoted, 1):
         if "(" in text or "{" in text:
             yield f"text {number}", read_genotype(text)
             continue

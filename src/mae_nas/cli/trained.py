@@ -53,7 +53,10 @@ def load_trained(text: str, given: Mapping[str, str], console: Console) -> Train
     folder = RunFolder(path if path.is_dir() else path.parent.parent)
     config: dict[str, Any] = dict(folder.read_config())
     if "recipe" not in config:
-        raise ValueError(f"{folder.path}: is no training; mae-nas train makes one of its genotype")
+        raise ValueError(
+            f"{folder.path}: holds a search, not a trained network; mae-nas train "
+            f"genotype={folder.path} makes one"
+        )
     for key, value in given.items():
         section, _, name = key.partition(".")
         config[section] = {**config[section], name: value}
