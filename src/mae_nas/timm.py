@@ -168,7 +168,8 @@ def mae_nas(
     cfg |= {"input_size": (channels, side, side), "pool_size": None}
     given = kwargs.pop("pretrained_cfg", None)
     stages = kwargs.get("out_indices", ())
-    if not all(-3 <= index < 3 for index in ([stages] if isinstance(stages, int) else stages)):
+    is_last = isinstance(stages, int)  # so many, in timm
+    if not (1 <= stages <= 3 if is_last else all(-3 <= index < 3 for index in stages)):
         raise ValueError(f"mae_nas: out_indices {stages}: there are three maps, 0 to 2")
 
     def make(**options: Any) -> MaeNas:  # noqa: ANN401 - timm's

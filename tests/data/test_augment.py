@@ -77,11 +77,25 @@ def test_transforms_are_of_the_ranges_that_papers_name() -> None:
 
 
 @pytest.mark.parametrize(
+    "policy",
+    [
+        *("rand-mstd1-tweights", "rand-m9-mstd0.5-inc1", "rand-m15-n2-mmax20", "rand-m9-n3-p0.5"),
+        *("rand-m9-t3a", "rand", "original-mstd0.5", "originalr", "v0", "v0r-mstd0.5", "3a"),
+    ],
+)
+def test_the_policies_of_timm_are_taken(policy: str) -> None:
+    assert Augmentation(policy)
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         ({"policy": "rnad-m9"}, "policy 'rnad-m9': is none of timm's; e.g. original"),
         ({"policy": "rand-q9"}, "policy 'rand-q9': is none of timm's; e.g. original"),
         ({"policy": "rand-n0"}, "policy 'rand-n0': is none of timm's; e.g. original"),
+        ({"policy": "rand-n99999999"}, "policy 'rand-n99999999': is none of timm's; e.g. original"),
+        ({"policy": "rand-m9-t1"}, "policy 'rand-m9-t1': is none of timm's; e.g. original"),
+        ({"policy": "original-mstd"}, "policy 'original-mstd': is none of timm's; e.g. original"),
         ({"policy": "rand-mx"}, "policy 'rand-mx': is none of timm's; e.g. original"),
         ({"policy": "rand-m99"}, "policy 'rand-m99': is none of timm's; e.g. original"),
         ({"policy": "rand-m9-p2"}, "policy 'rand-m9-p2': is none of timm's; e.g. original"),

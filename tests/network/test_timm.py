@@ -122,6 +122,10 @@ def test_what_is_not_there_is_refused() -> None:
     grey = timm.create_model("mae_nas", in_chans=1, **SMALL)
     assert grey.pretrained_cfg["input_size"] == (1, 32, 32)
     assert len(grey.pretrained_cfg["mean"]) == 1
+    last = timm.create_model("mae_nas", features_only=True, out_indices=3, **SMALL)
+    assert len(last(torch.randn(1, 3, 32, 32))) == 3
+    with pytest.raises(ValueError, match="out_indices 0: there are three maps"):
+        timm.create_model("mae_nas", features_only=True, out_indices=0, **SMALL)
     with pytest.raises(ValueError, match=r"out_indices \(0, 5\): there are three maps, 0 to 2"):
         timm.create_model("mae_nas", features_only=True, out_indices=(0, 5), **SMALL)
     with pytest.raises(ValueError, match="there are no pretrained weights"):

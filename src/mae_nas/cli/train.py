@@ -171,8 +171,9 @@ class TrainRun(Run[TrainReading]):
     def close(self, record: Mapping[str, Any], readings: Sequence[TrainReading]) -> None:
         log.info("%s after %d steps", accuracy_in_words(record), readings[-1].step)
         whole = self.module.epochs * self.module.steps_per_epoch
-        if readings[-1].step < whole:
-            log.info("stopped long before its %d steps: this says nothing of the cell", whole)
+        if readings[-1].step < whole / 2:
+            said = "stopped at %d of %d steps: its accuracy says nothing of the cell"
+            log.info(said, readings[-1].step, whole)
         absent = [name for name, share in record["test_top1_by_class"].items() if share is None]
         if absent:
             log.warning("no test images of %s", ", ".join(absent[:5]))

@@ -46,13 +46,12 @@ class Augmentation(Checked):
         if not 0 <= self.smallest_crop <= 1:
             yield f"smallest_crop {self.smallest_crop}: must lie in [0, 1], e.g. 0.08"
         try:
-            if self.policy.startswith("rand"):
-                _check_rand(self.policy)
+            _check_policy(self.policy)
             _policy(self.policy, 32, 3)
         except (AssertionError, ValueError, KeyError):
             yield (
                 f"policy {self.policy!r}: is none of timm's; e.g. original (AutoAugment) or "
-                "rand-m9-mstd0.5 (RandAugment)"
+                "rand-m9-mstd0.5 (RandAugment; m is at most 10, or mmax)"
             )
 
     def __bool__(self) -> bool:
@@ -90,16 +89,18 @@ def _policy(name: str, side: int, channels: int) -> list[Transform]:
     return [make(name, given)]
 
 
-def _check_rand(name: str) -> None:
+def _check_policy(name: str) -> None:
     """Refuse what timm passes over, and numbers that do nothing there or are beyond it."""
+    kind, *parts = name.split("-")
+    known = r"(m|mmax|n|inc)(\d+)|(p|mstd)(\d+(?:\.\d+)?)|t(?:weights|3aw|3a)"
     given = {"mmax": 10.0}
-    for part in name.split("-")[1:]:
-        read = re.fullmatch(r"(m|mmax|n|inc|t)([0-9]+)|(p|w|mstd)([0-9.]+)", part)
+    for part in parts:
+        read = re.fullmatch(known if kind == "rand" else r"(mstd)(\d+(?:\.\d+)?)()()", part)
         if read is None:
             raise ValueError(part)
-        given[read[1] or read[3]] = float(read[2] or read[4])
+        given[read[1] or read[3] or "t"] = float(read[2] or read[4] or 0)
     m, n, p = (given.get(key, 1) for key in "mnp")
-    if n < 1 or not 0 < p <= 1 or m > given["mmax"]:
+    if not 1 <= n <= 100 or not 0 < p <= 1 or m > given["mmax"]:
         raise ValueError(name)
 
 

@@ -57,6 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
                 "mae-nas and was not opened"
             ) from None
         raise ValueError(f"{path}: truncated or not a checkpoint") from None
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 - bytes of anything else lead torch anywhere
         raise ValueError(f"{path}: truncated or not a checkpoint") from None
     parts = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict}
