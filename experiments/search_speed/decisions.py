@@ -10,7 +10,7 @@ its maxima, and with both. Prints a record and adds it to decisions.jsonl.
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,13 +128,17 @@ class FirstStep:
             return self.gradient(ReferenceCell, dtype)
 
 
+def distance(one: Tensor, other: Tensor) -> float:
+    """Of the other's length."""
+    return ((one - other).norm() / other.norm()).item()
+
+
 def main() -> None:
     """Compare, print and record."""
     torch.set_num_threads(1)
     start = FirstStep(images())
     exact = Decisions()
     wanted = start.decided(exact, torch.float64)
-    distance: Callable[[Tensor, Tensor], float] = lambda a, b: ((a - b).norm() / b.norm()).item()  # noqa: E731
     rows = []
     for obeyed in ([], ["signs"], ["places"], ["signs", "places"]):
         here = Decisions(exact, frozenset(obeyed))
