@@ -15,6 +15,7 @@ from mae_nas.cli.build import FACTS, import_target
 from mae_nas.cli.check import SEARCH, check
 from mae_nas.cli.compose import OPTIONAL, compose
 from mae_nas.cli.library import conf_dir
+from mae_nas.cli.pretrain import LAYOUT as PRETRAIN
 from mae_nas.cli.train import LAYOUT as TRAIN
 from mae_nas.keys import leaves
 from mae_nas.runs.sweeps import columns_of
@@ -32,6 +33,9 @@ OPTIONS = [f"{path.parent}={path.stem}" for path in FILES if path.stem != "custo
 SHARED = [option for option in OPTIONS if option.startswith(("data=", "trainer=", "logger="))]
 SEARCHED = [option for option in OPTIONS if not option.startswith(OF_TRAIN)]
 TRAINED = [option for option in OPTIONS if option.startswith(OF_TRAIN)]
+MASKED = ("network", "objective", "decoder", "mask")
+LAYOUTS = {"search": SEARCH, "train": TRAIN, "pretrain": PRETRAIN}
+GIVEN = {"search": [], "train": ["genotype=DARTS_V2"], "pretrain": ["genotype=DARTS_V2"]}
 
 
 def nodes(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -49,12 +53,12 @@ def test_every_group_is_of_a_command() -> None:
 @pytest.mark.parametrize(
     ("command", "option"),
     [("search", option) for option in SEARCHED]
-    + [("train", option) for option in [*TRAINED, *SHARED]],
+    + [("train", option) for option in [*TRAINED, *SHARED]]
+    + [("pretrain", option) for option in OPTIONS if option.startswith((*MASKED, "data"))],
 )
 def test_every_option_composes_and_fits_its_constructors(command: str, option: str) -> None:
-    needed = ["genotype=DARTS_V2"] if command == "train" else []
-    config = compose([option, *needed, *NEEDED.get(option, [])], command=command).config
-    check(config, layout=TRAIN if command == "train" else SEARCH)
+    config = compose([option, *GIVEN[command], *NEEDED.get(option, [])], command=command).config
+    check(config, layout=LAYOUTS[command])
     for path, node in nodes(config):
         if path.endswith("optimizer"):
             continue  # torch's own: names and types are checked, completeness is not ours
@@ -109,9 +113,12 @@ def test_public_names_are_frozen() -> None:
     """Scripts rely on these: add names to the golden file, and remove none without deprecation."""
     names: dict[str, object] = {
         "keys": sorted(key for key, _ in leaves(compose([]).config)),
-        "train_keys": sorted(
-            key for key, _ in leaves(compose(["genotype=DARTS_V2"], command="train").config)
-        ),
+        **{
+            f"{command}_keys": sorted(
+                key for key, _ in leaves(compose(GIVEN[command], command=command).config)
+            )
+            for command in ("train", "pretrain")
+        },
         "options": sorted(f"{path.parent}={path.stem}" for path in FILES),
         "option_keys": {
             str(path.with_suffix("")): sorted(

@@ -107,6 +107,11 @@ class StepModule(pl.LightningModule):
         return 1.0 if scaler is None else scaler.scale(torch.ones((), device=self.device))
 
     @property
+    def length(self) -> int:
+        """Steps of the whole schedule."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
     def epoch(self) -> int:
         """Epochs completed, from the number of steps done."""
         return self.global_step // self.steps_per_epoch

@@ -17,6 +17,7 @@ from mae_nas.backbone import StemName
 from mae_nas.genotype import Genotype
 from mae_nas.network.derived import SIDES, DerivedNetwork, NetworkSize
 from mae_nas.network.export import described
+from mae_nas.network.heads import pooled
 from mae_nas.spaces import S0
 from mae_nas.spaces.derivation import named_genotype
 
@@ -60,12 +61,12 @@ class MaeNas(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map."""
-        return self.network.features(x)[-1]
+        return self.network.maps(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pooled features, and their scores unless `pre_logits`."""
         if self.global_pool:
-            x = x.mean((2, 3))
+            x = pooled(x)
         x = nn.functional.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.get_classifier()(x)
 
@@ -84,7 +85,7 @@ class MaeNas(nn.Module):
         """The maps at the stages' ends, F_1 to F_3: those of `indices`, or the last so many."""
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt}: is NCHW here")
-        maps = list(self.network.features(x))
+        maps = list(self.network.maps(x))
         if indices is None:
             wanted = maps
         elif isinstance(indices, int):

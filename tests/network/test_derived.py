@@ -161,12 +161,12 @@ def test_features_are_what_is_announced_and_what_the_classifier_sees(
 ) -> None:
     made = DerivedNetwork(PUBLISHED[name], NetworkSize(4, 5, stem), 3, 64, 7).eval()
     image = torch.randn(2, 3, 64, 64)
-    features = made.features(image)
-    for found, info in zip(features, made.feature_info, strict=True):
+    maps = made.maps(image)
+    for found, info in zip(maps, made.feature_info, strict=True):
         side = 64 // info.stride
         assert found.shape == (2, info.channels, side, side)
-    torch.testing.assert_close(made.embed(image), features[-1].mean((2, 3)))
-    torch.testing.assert_close(made(image), made.classifier(made.embed(image)))
+    torch.testing.assert_close(made.features(image), maps[-1].mean((2, 3)))
+    torch.testing.assert_close(made(image), made.classifier(made.features(image)))
     main, auxiliary = made.scores(image, None)
     torch.testing.assert_close(main, made(image))
     assert auxiliary is not None

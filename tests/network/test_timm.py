@@ -81,13 +81,13 @@ def test_an_exported_file_says_all_that_timm_needs(tmp_path: Path) -> None:
     again = timm.create_model("mae_nas", genotype=str(file), checkpoint_path=str(file)).eval()
     torch.testing.assert_close(again(image), network(image))
     maps = timm.create_model("mae_nas", genotype=str(file), features_only=True).eval()(image)
-    for found, wanted in zip(maps, network.features(image), strict=True):
+    for found, wanted in zip(maps, network.maps(image), strict=True):
         torch.testing.assert_close(found, wanted)
     with pytest.raises(ValueError, match=r"net\.safetensors: is of channels 2, not 3"):
         timm.create_model("mae_nas", genotype=str(file), in_chans=3)
     five = timm.create_model("mae_nas", genotype=str(file), num_classes=5).eval()
     assert five(image).shape == (2, 5)
-    torch.testing.assert_close(five.forward_features(image), network.features(image)[-1])
+    torch.testing.assert_close(five.forward_features(image), network.maps(image)[-1])
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (2, 32, 32)
     assert config["mean"] == (0.5, 0.4)

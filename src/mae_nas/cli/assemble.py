@@ -3,7 +3,7 @@
 import inspect
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import nn
 from torch.optim import Optimizer
 
-from mae_nas.backbone import BackbonePlan, plan_backbone
+from mae_nas.backbone import BackbonePlan, FeatureInfo, plan_backbone
 from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, import_target, part, refusals
 from mae_nas.cli.run import Config
@@ -81,8 +81,7 @@ def ready(module: StepModule, settings: TrainerSettings) -> int:
         module.double()
     if settings.sync_batchnorm:
         synchronise(module)
-    total = module.epochs * module.steps_per_epoch
-    return min(total, settings.max_steps or total)
+    return min(module.length, settings.max_steps or module.length)
 
 
 @contextmanager
@@ -128,20 +127,27 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
     assemble(maker, side, (source and source.known_channels()) or 1)
     if "genotype" in config and config["relaxation"].get("genotype") != config["genotype"]:
         maker.problems.append("relaxation.genotype: leave it out, and give genotype=…")
-    if source is not None and settings is not None:
-        if source.batch_size % settings.parts:
-            maker.problems.append(
-                f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
-                "trainer.accumulate × trainer.devices × trainer.num_nodes"
-            )
-        is_null_arm = config["objective"].get("target") == "permuted"
-        if is_null_arm and (settings.parts > 1 or settings.fit_batch or source.batch_size < 2):
-            maker.problems.append(
-                "objective.target=permuted takes the target from the same micro-batch, so it needs "
-                "trainer.accumulate=1, trainer.fit_batch=false, one device and data.batch_size of "
-                "2 or more"
-            )
-    return maker.problems
+    return [*maker.problems, *batch_problems(config, source, settings)]
+
+
+def batch_problems(
+    config: Config, source: ImageSource | None, settings: TrainerSettings | None
+) -> Iterator[str]:
+    """A line where batches cannot be shared out as `settings` say."""
+    if source is None or settings is None:
+        return
+    if source.batch_size % settings.parts:
+        yield (
+            f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
+            "trainer.accumulate × trainer.devices × trainer.num_nodes"
+        )
+    is_null_arm = config.get("objective", {}).get("target") == "permuted"
+    if is_null_arm and (settings.parts > 1 or settings.fit_batch or source.batch_size < 2):
+        yield (
+            "objective.target=permuted takes the target from the same micro-batch, so it needs "
+            "trainer.accumulate=1, trainer.fit_batch=false, one device and data.batch_size of "
+            "2 or more"
+        )
 
 
 @dataclass
@@ -191,20 +197,34 @@ def assemble(maker: Maker, side: int | None, channels: int) -> Parts | None:
     space = facts["space"] = maker.make(SearchSpace, "space")
     if space is not None:
         maker.hold("space", lambda: raise_all(space.problems()))
-    masking = facts["masking"] = maker.make(Masking, "mask")
-    if masking is not None and side is not None:
-        maker.hold("mask", lambda: masking.patches(side))
     size, plan = maker.make(SupernetSize, "supernet"), None
     if space is not None and size is not None:
         plan = maker.hold("supernet", lambda: size.plan(space, side))
-    # A decoder's own mistakes are told whatever the features turn out to be.
-    facts["features"] = (plan or plan_backbone(16, 8, "cifar")).features
-    facts["decoder"] = maker.make(Decoder, "decoder")
-    objective = relaxation = None
-    if side is not None and not {"space", "mask", "supernet", "decoder"} & maker.broken:
-        objective = maker.make(Objective, "objective")
-    if "space" not in maker.broken:
-        relaxation = maker.make(Relaxation, "relaxation")
-    if space is None or plan is None or masking is None or objective is None or relaxation is None:
+    masked = assemble_masked(maker, plan and plan.features)
+    relaxation = None if "space" in maker.broken else maker.make(Relaxation, "relaxation")
+    if space is None or plan is None or masked is None or relaxation is None:
         return None
-    return Parts(space, plan, masking, objective, relaxation)
+    return Parts(space, plan, *masked, relaxation)
+
+
+def assemble_masked(
+    maker: Maker, features: Sequence[FeatureInfo] | None
+) -> tuple[Masking, Objective] | None:
+    """Masking, decoder and objective of an encoder, or None if anything is wrong.
+
+    Args:
+        maker: of the sections; its facts hold `side` and `channels`.
+        features: of the encoder; None if they are not known.
+    """
+    facts = maker.facts
+    masking, side = maker.make(Masking, "mask"), facts["side"]
+    facts["masking"] = masking
+    if masking is not None and isinstance(side, int):
+        maker.hold("mask", lambda: masking.patches(side))
+    # A decoder's own mistakes are told whatever the features turn out to be.
+    facts["features"] = features or plan_backbone(16, 8, "cifar").features
+    facts["decoder"] = maker.make(Decoder, "decoder")
+    if features is None or side is None or {"space", "mask", "decoder"} & maker.broken:
+        return None
+    objective = maker.make(Objective, "objective")
+    return None if masking is None or objective is None else (masking, objective)

@@ -158,7 +158,7 @@ def make_readings(run: Run[Any], run_log: RunLog) -> Readings[Any]:
         run.reading,
         run.every,
         take,
-        interval=reading_interval(run.module.epochs * run.module.steps_per_epoch),
+        interval=reading_interval(run.module.length),
         last_step=run.last_step,
         last=run.last,
         ends=run.ends,

@@ -10,7 +10,9 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas search [KEY=VALUE ...]     from images without labels to a genotype
   mae-nas search -m KEY=A,B ...      a sweep: a search for each value (train -m: a training)
   mae-nas train genotype=...         a network of its cells, trained on images with labels
+  mae-nas pretrain genotype=...      the same on images without labels, or a network of timm
   mae-nas test checkpoint=RUN        how accurate it is on test images
+  mae-nas embed checkpoint=RUN       features of images, as a file
   mae-nas export checkpoint=RUN      the trained network as a file: safetensors, timm, ONNX, torch
   mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas report FOLDER...           runs or sweeps as one page
@@ -112,7 +114,56 @@ Examples:
 Exit codes: 0 done, 1 failed, 2 configuration, 75 run it again, 130 Ctrl-C.
 """
 
-_HELP = {"search": (_USAGE, _KEYS), "train": (_TRAIN_USAGE, _TRAIN_KEYS)}
+_PRETRAIN_KEYS = {
+    "genotype": "of the network: file, run folder, name (DARTS_V2), DARTS's text or random:SEED",
+    "model": "or a convolutional network of timm, e.g. resnet18",
+    "network.width": "channels of the first cells",
+    "network.depth": "cells, at least 3",
+    "mask.ratio": "fraction of the patches that is hidden",
+    "mask.patch_size": "pixels",
+    "pretraining.steps": "length of the schedule in steps, instead of trainer.max_epochs",
+    "pretraining.optimizer.lr": "for 256 images a step",
+    "data.root": "folder of images (data=folder, cifar10, cifar100, imagenet)",
+    "data.batch_size": "images of a step, on all devices together",
+    "seed": "",
+    "resume": "null: new run | auto: newest unfinished | PATH of a run",
+    "trainer.max_epochs": "length of the schedule",
+    "trainer.max_steps": "stop early; schedules stay",
+    "trainer.precision": "auto (half on CUDA) | 32-true | 64-true | bf16-mixed | 16-mixed",
+    RUN_DIR: "the run folder",
+    "hydra.sweep.dir": "the folder of a sweep (-m)",
+    "hydra.launcher.parallel": "jobs of a sweep at once",
+}
+
+_PRETRAIN_USAGE = """\
+mae-nas pretrain [-m] genotype=...|model=... [KEY=VALUE ...] [--config-dir DIR] [--cfg job]
+
+Train a network on images without labels, by the masked loss of the search. Every other key has a
+default.
+
+Groups (GROUP=OPTION; the default is marked *):
+{groups}
+
+Common keys (KEY=VALUE):
+{keys}
+  All keys: mae-nas pretrain --cfg job
+
+Examples:
+  mae-nas pretrain genotype=DARTS_V2
+  mae-nas pretrain genotype=runs/search/... network=small data=folder data.root=/images
+  mae-nas pretrain model=resnet18 data=cifar10 data.root=/data pretraining.steps=2000
+  mae-nas pretrain -m genotype=DARTS_V2,random:0 seed=0,1
+
+Then mae-nas embed, mae-nas probe, or mae-nas train init_from=RUN.
+
+Exit codes: 0 done, 1 failed, 2 configuration, 75 run it again, 130 Ctrl-C.
+"""
+
+_HELP = {
+    "search": (_USAGE, _KEYS),
+    "train": (_TRAIN_USAGE, _TRAIN_KEYS),
+    "pretrain": (_PRETRAIN_USAGE, _PRETRAIN_KEYS),
+}
 
 
 def command_help(command: str) -> str:

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 import mae_nas
 
-COMMANDS = ("search", "train")  # each with a YAML of its name
+COMMANDS = ("search", "train", "pretrain")  # each with a YAML of its name
 
 
 def conf_dir() -> Path:

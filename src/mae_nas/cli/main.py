@@ -70,7 +70,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _start(command: str, arguments: list[str]) -> int:
-    """A run of `search` or `train`, or a sweep."""
+    """A run of `search`, `train` or `pretrain`, or a sweep."""
     options = _options(command, arguments)
     if options.multirun and not options.help:
         return _sweep(command, options)  # which hands signals on to its jobs
@@ -211,8 +211,19 @@ def _complain(error: ValueError | OSError | MemoryError) -> None:
         sys.stderr.write(f"mae-nas: {line}\n")
 
 
-ANSWERS = ("test", "export", "inspect", "runs", "report", "draw", "profile", "sample", "bench")
+ANSWERS = (
+    "test",
+    "export",
+    "embed",
+    "inspect",
+    "runs",
+    "report",
+    "draw",
+    "profile",
+    "sample",
+    "bench",
+)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    **{name: partial(_start, name) for name in ("search", "train")},
+    **{name: partial(_start, name) for name in ("search", "train", "pretrain")},
     **{name: partial(_answer, name) for name in ANSWERS},
 }

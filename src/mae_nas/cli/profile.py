@@ -139,7 +139,7 @@ def _rows(
         makers[name] = partial(here.network, genotype)
     images = {"side": place.side, "channels": place.channels, "classes": place.classes}
     for name in filter(None, options["beside"].split(",")):
-        check_known(name)
+        check_known(name, "beside")
         maker = partial(timm_network, name, place.channels, place.classes)
         costs = complexity_of(maker, place.channels, place.side)
         rows.append({"name": name, "network": None, **_costs(costs, options)})

@@ -1,7 +1,6 @@
 """`mae-nas search`: what a search builds, reads, draws and records."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,13 @@ import torch
 from rich.console import Console
 
 from mae_nas.checks import raise_all
-from mae_nas.cli.announce import announce_data
 from mae_nas.cli.assemble import Maker, Parts, assemble, progress, ready
 from mae_nas.cli.build import build
 from mae_nas.cli.check import SEARCH
-from mae_nas.cli.run import Config, Run
+from mae_nas.cli.masked import MaskedRun, yardsticks_of
+from mae_nas.cli.run import Config
 from mae_nas.data import ImageSource, ImageStore, SearchData
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.listing import counted
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.pictures import Pictures
 from mae_nas.runs.records import network_costs, search_record
@@ -32,21 +30,18 @@ from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet
 log = logging.getLogger("mae_nas")
 
 LAYOUT = SEARCH
-MOST_YARDSTICK_VALUES = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchRun(Run[SearchReading]):
+class SearchRun(MaskedRun[SearchReading]):
     """A search about to start or to go on.
 
     Args:
         parts: what its module is made of.
-        yardsticks: losses of predictors that learn nothing, by name.
     """
 
     module: SearchModule
     parts: Parts
-    yardsticks: dict[str, float]
 
     what = "search"
     reading = SearchReading
@@ -63,32 +58,9 @@ class SearchRun(Run[SearchReading]):
     def smaller(self) -> str:
         return f"lower supernet.width than {self.parts.plan.width}"
 
-    @property
-    def is_divisible(self) -> bool:
-        return self.config["objective"].get("target") != "permuted"
-
     def images(self, steps: int) -> float:
         """One batch for w in every step, and one for α in those after the warm-up."""
         return self.data.batch_size * (2 * steps - min(self.module.arch_start, steps))
-
-    def announce(self) -> None:
-        announce_data(self)
-        masking, module = self.parts.masking, self.module
-        total = module.epochs * module.steps_per_epoch
-        log.info(
-            "mask ratio %g (%g in whole patches of %d × %d), %s; %s of %d steps%s; precision %s",
-            *(masking.ratio, masking.effective_ratio(self.data.side)),
-            *(masking.patch_size, masking.patch_size, masking.mode),
-            *(
-                counted(module.epochs, "epoch"),
-                module.steps_per_epoch,
-                "" if self.last_step == total else f", {self.last_step} of {total} in all",
-                self.config["trainer"]["precision"],
-            ),
-        )
-        if self.yardsticks:
-            said = yardstick_words(self.yardsticks)
-            log.info("loss of predictors that learn nothing: %s", said)
 
     def take(self, earlier: Sequence[SearchReading]) -> SearchReading:
         held_out = self.data.held_out_batches()
@@ -118,26 +90,15 @@ class SearchRun(Run[SearchReading]):
         run_log.drawn(last, edge_rows(last, space), self.folder.plots)
 
     def record(self, readings: Sequence[SearchReading]) -> dict[str, object]:
-        masking, side = self.parts.masking, self.data.side
-        best = min(self.yardsticks.values(), default=math.inf)
         return {
             **search_record(readings, self.folder, self.parts.space),
-            "yardsticks": self.yardsticks,
-            "beats_yardsticks": readings[-1].held_out_loss < best,
-            "mask_ratio": {
-                "nominal": masking.ratio,
-                "effective": masking.effective_ratio(side),
-            },
+            **super().record(readings),
             "costs": network_costs(self.module, self.data),
         }
 
     def close(self, record: Mapping[str, Any], readings: Sequence[SearchReading]) -> None:
-        last = readings[-1]
-        log.info("%s", last.in_words())
-        log.info("held-out loss %.4f after %d steps", last.held_out_loss, last.step)
-        if not record["beats_yardsticks"]:
-            missed = {k: v for k, v in self.yardsticks.items() if last.held_out_loss >= v}
-            log.warning("no better than %s: nothing learned yet", yardstick_words(missed))
+        log.info("%s", readings[-1].in_words())
+        super().close(record, readings)
         log.info("genotype   %s", self.folder.genotype)
         log.info("pictures   %s: cells.png, alpha.png, losses.png, …", self.folder.plots)
 
@@ -187,22 +148,7 @@ def prepare(
         data=data,
         parts=parts,
         module=module,
-        yardsticks=yardsticks(parts, data),
+        masking=parts.masking,
+        yardsticks=yardsticks_of(parts.objective, data),
         last_step=last_step,
     )
-
-
-def yardsticks(parts: Parts, data: SearchData) -> dict[str, float]:
-    """Of the objective, on as many held-out images as fit in memory beside the search."""
-    batches, values = [], 0
-    for batch in data.held_out_batches():
-        batches.append(batch)
-        values += batch.image.numel()
-        if values > MOST_YARDSTICK_VALUES:
-            break
-    return parts.objective.yardsticks(batches)
-
-
-def yardstick_words(yardsticks: Mapping[str, float]) -> str:
-    """Yardsticks as "constant 0.842, visible mean 0.714"."""
-    return ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in yardsticks.items())

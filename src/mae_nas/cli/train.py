@@ -16,15 +16,17 @@ from torch.optim import Optimizer
 
 from mae_nas import ranks
 from mae_nas.cli.announce import announce_data
-from mae_nas.cli.assemble import Maker, progress, ready
+from mae_nas.cli.assemble import Maker, batch_problems, progress, ready
 from mae_nas.cli.build import build, part
 from mae_nas.cli.check import Layout, Root
 from mae_nas.cli.run import Config, Run
 from mae_nas.data import ImageSource
 from mae_nas.data.labelled import LabelledData
+from mae_nas.data.stream import Preprocessing
 from mae_nas.genotype import Genotype
 from mae_nas.network import DerivedNetwork, NetworkSize
 from mae_nas.network.complexity import Place, measure_complexity
+from mae_nas.network.stored import identity, start_from
 from mae_nas.network.training import (
     Judgement,
     Recipe,
@@ -32,6 +34,7 @@ from mae_nas.network.training import (
     TrainReading,
     take_train_reading,
 )
+from mae_nas.runs.checkpoint import checkpoint_in, read_checkpoint
 from mae_nas.runs.files import write_json
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.listing import counted
@@ -51,6 +54,7 @@ class TrainRoot(Root):
     """The keys of a training that belong to no section."""
 
     genotype: str  # `random:SEED` is of S0
+    init_from: str | None  # run folder or checkpoint whose weights the training begins with
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
@@ -85,8 +89,8 @@ class TrainRun(Run[TrainReading]):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        genotype = json.dumps(self.module.network.genotype.to_dict(), sort_keys=True)
-        return {"classes": json.dumps(self.data.classes), "genotype": genotype}
+        said = identity(self.module.network, Preprocessing.of(self.data.store))
+        return said | {"classes": json.dumps(self.data.classes)}
 
     def images(self, steps: int) -> float:
         return self.data.batch_size * steps
@@ -170,7 +174,7 @@ class TrainRun(Run[TrainReading]):
 
     def close(self, record: Mapping[str, Any], readings: Sequence[TrainReading]) -> None:
         log.info("%s after %d steps", accuracy_in_words(record), readings[-1].step)
-        whole = self.module.epochs * self.module.steps_per_epoch
+        whole = self.module.length
         if readings[-1].step < whole / 2:
             said = "stopped at %d of %d steps: its accuracy says nothing of the cell"
             log.info(said, readings[-1].step, whole)
@@ -209,11 +213,7 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
     if source is not None and side is not None and size is not None and "" not in maker.broken:
         place = Place(size, source.known_channels() or 1, side, 2)
         maker.hold("genotype", lambda: _shape(config, place))
-    if source is not None and settings is not None and source.batch_size % settings.parts:
-        maker.problems.append(
-            f"data.batch_size {source.batch_size}: must be a multiple of {settings.parts}, "
-            "trainer.accumulate × trainer.devices × trainer.num_nodes"
-        )
+    maker.problems += batch_problems(config, source, settings)
     if recipe is not None and side is not None and recipe.cutout > side:
         maker.problems.append(
             f"recipe.cutout {recipe.cutout}: may hide a whole image of {side} pixels; 0 is none"
@@ -258,6 +258,9 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
     efficiency = build(NetworkEfficiency, config["efficiency"], {}, "efficiency")
     if efficiency.threads != "auto":
         torch.set_num_threads(efficiency.threads)
+    begun = None
+    if config["init_from"] and not folder.checkpoint.exists():  # of a run that only begins
+        begun = read_checkpoint(checkpoint_in(config["init_from"], "init_from"))
     source = build(ImageSource, config["data"], {}, "data")
     recipe = build(Recipe, config["recipe"], {}, "recipe")
     data = LabelledData(
@@ -276,6 +279,8 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
     size = build(NetworkSize, config["network"], {}, "network")
     place = Place(size, data.channels, data.side, len(data.classes))
     network = place.network(_genotype(config["genotype"]))
+    if begun is not None:
+        start_from(network, begun, Path(config["init_from"]), data.channels)
     steps = data.steps_per_epoch
     module = TrainModule(network, recipe, settings.epochs(steps), steps, efficiency.compile)
     last_step = ready(module, settings)

@@ -11,8 +11,9 @@ from rich.console import Console
 from mae_nas.cli.check import check
 from mae_nas.cli.drive import data_hash
 from mae_nas.cli.train import LAYOUT, TrainRun, prepare
-from mae_nas.runs.checkpoint import check_fits, read_checkpoint
+from mae_nas.runs.checkpoint import check_fits, checkpoint_in, read_checkpoint
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import command_of
 from mae_nas.runs.trainer import device_type
 
 _MAY_DIFFER = ("data.root", "data.test", "data.cache", "trainer.accelerator")
@@ -43,25 +44,22 @@ def load_trained(text: str, given: Mapping[str, str], console: Console) -> Train
     Raises:
         ValueError: one line, or one for each mistake.
     """
-    if not text:
-        raise ValueError("checkpoint: needed, e.g. checkpoint=runs/train/2026-01-31_12-00-00")
-    path = Path(text)
-    if not path.exists():
-        raise ValueError(f"checkpoint: {path} does not exist; name a run folder or a checkpoint")
+    checkpoint, path = checkpoint_in(text), Path(text)
     if path.is_file() and path.parent.name != "checkpoints":
         raise ValueError(f"checkpoint: {path} is not a checkpoint in a run folder (checkpoints/)")
     folder = RunFolder(path if path.is_dir() else path.parent.parent)
     config: dict[str, Any] = dict(folder.read_config())
-    if "recipe" not in config:
+    if (command := command_of(config)) != "train":
+        held = "a pretraining, not classes" if command == "pretrain" else "a search, not a network"
+        also = f" init_from={folder.path}" if command == "pretrain" else ""
         raise ValueError(
-            f"{folder.path}: holds a search, not a trained network; mae-nas train "
-            f"genotype={folder.path} makes one"
+            f"{folder.path}: holds {held}; mae-nas train genotype={folder.path}{also} trains one "
+            "with labels"
         )
     for key, value in given.items():
         section, _, name = key.partition(".")
         config[section] = {**config[section], name: value}
     check(config, (), LAYOUT)
-    checkpoint = folder.checkpoint if path.is_dir() else path
     saved = read_checkpoint(checkpoint)
     run = prepare(config, folder, console)
     identity = {**run.identity, "data_hash": data_hash(run.data)}

@@ -4,7 +4,7 @@ from mae_nas.data.arrays import UnreadableImageError
 from mae_nas.data.embedded import Digits, Photos, Synthetic
 from mae_nas.data.folders import Cifar10, Cifar100, Folder, ImageNet
 from mae_nas.data.loading import store_of_arrays
-from mae_nas.data.pipeline import SearchData, StepData
+from mae_nas.data.pipeline import SearchData, StepData, UnlabelledData
 from mae_nas.data.source import ImageSource
 from mae_nas.data.splits import Split
 from mae_nas.data.store import ImageStore
@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "StepData",
     "Synthetic",
+    "UnlabelledData",
     "UnreadableImageError",
     "store_of_arrays",
 ]

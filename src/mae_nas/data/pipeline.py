@@ -26,6 +26,7 @@ from mae_nas.data.source import ImageSource, Progress
 from mae_nas.data.splits import Split, split_images
 from mae_nas.data.steps import (
     BILEVEL,
+    TRAINING,
     BatchMaker,
     HostSteps,
     Levels,
@@ -254,6 +255,22 @@ class SearchData(StepData):
         split = split_images(self.source, store, self.seed)
         split.check_batch(self.batch_size)
         return store, split
+
+
+class UnlabelledData(StepData):
+    """Batches for one level, of all images but those that a search of them would hold out."""
+
+    levels = TRAINING
+    shares = MappingProxyType({"weights": "for training", "held_out": "held out"})
+
+    def divide(self, store: ImageStore) -> tuple[ImageStore, Split]:
+        halves = split_images(self.source, store, self.seed)
+        both = np.sort(np.concatenate([halves.weights, halves.architecture]))
+        if len(both) < self.batch_size:
+            raise ValueError(
+                f"data.batch_size: {self.batch_size} does not fit {len(both)} training images"
+            )
+        return store, Split(weights=both, architecture=both[:0], held_out=halves.held_out)
 
 
 def _ignore_signals(_worker: int) -> None:

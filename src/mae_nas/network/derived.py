@@ -19,6 +19,7 @@ from mae_nas.backbone import (
 from mae_nas.checks import Checked, raise_all
 from mae_nas.genotype import Genotype
 from mae_nas.network.cell import DerivedCell, Operations
+from mae_nas.network.encoder import Encoder
 from mae_nas.network.heads import AuxiliaryHead, pooled
 from mae_nas.spaces.primitives import PRIMITIVES
 
@@ -68,7 +69,7 @@ class Scores(NamedTuple):
     auxiliary: Tensor | None
 
 
-class DerivedNetwork(nn.Module):
+class DerivedNetwork(Encoder):
     """A convolutional network made of a genotype's two cells.
 
     Args:
@@ -127,17 +128,12 @@ class DerivedNetwork(nn.Module):
     def cells(self) -> list[DerivedCell]:
         return [cell for cell in self.backbone.cells if isinstance(cell, DerivedCell)]
 
-    def features(self, image: Tensor) -> Sequence[Tensor]:
-        """F_1, F_2, F_3 at the ends of the stages, as `feature_info` says."""
+    def maps(self, image: Tensor) -> Sequence[Tensor]:
         maps = self._maps(image, None)
         return [*maps[:2], maps[-1]]
 
-    def embed(self, image: Tensor) -> Tensor:
-        """What the classifier sees: (B, C)."""
-        return pooled(self._maps(image, None)[-1])
-
     def forward(self, image: Tensor) -> Tensor:
-        return self.classifier(self.embed(image))
+        return self.classifier(self.features(image))
 
     def scores(self, image: Tensor, keep: Tensor | None) -> Scores:
         """Those of both heads, with paths dropped: what training needs.

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mae_nas.checks import first_line
 from mae_nas.runs.files import replacing
+from mae_nas.runs.folder import RunFolder
 
 FORMAT = "mae_nas.search/1"
 
@@ -68,6 +69,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_in(text: str, key: str = "checkpoint") -> Path:
+    """The checkpoint that a run folder holds, or the file itself; ValueError if there is none."""
+    if not text:
+        raise ValueError(f"{key}: needed, e.g. {key}=runs/train/2026-01-31_12-00-00")
+    path = Path(text)
+    if not path.exists():
+        raise ValueError(f"{key}: {path} does not exist; name a run folder or a checkpoint")
+    return RunFolder(path).checkpoint if path.is_dir() else path
+
+
 def check_fits(
     checkpoint: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
@@ -83,7 +94,9 @@ def check_fits(
         path: for the error.
     """
     names = {"config_hash": "configuration", "data_hash": "set of images"}
-    names |= {"classes": "set of classes", "genotype": "genotype"}
+    names |= {"classes": "set of classes", "genotype": "genotype", "model": "model of timm"}
+    names["size"] = "size of the network"
+    names |= {"preprocessing": "side, or mean and deviation of the images"}
     for key, value in identity.items():
         if checkpoint.get(key) != value:
             raise ValueError(f"{path}: belongs to a run with another {names[key]}")

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from mae_nas.keys import find
+from mae_nas.keys import ABSENT, find
 from mae_nas.runs.files import read_json
 from mae_nas.runs.folder import FORMAT, RunFolder
 from mae_nas.runs.tables import JsonLines
@@ -15,9 +15,17 @@ from mae_nas.runs.tables import JsonLines
 MEASURES: Mapping[str, Sequence[str]] = {
     "search": ("skips_normal", "loss", "verdict", "seconds", "chance_normal"),
     "train": ("top1", "loss", "seconds"),
+    "pretrain": ("loss", "seconds"),
 }
 """What tables show of the runs of a command."""
 Value = TypeVar("Value")
+
+
+def command_of(config: object) -> str:
+    """The command whose run a stored configuration is of."""
+    if find(config, "recipe") is not ABSENT:
+        return "train"
+    return "search" if find(config, "pretraining") is ABSENT else "pretrain"
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,13 @@ def look(path: Path) -> RunState:
     folder = RunFolder(path)
     try:
         reading = read_json(folder.genotype) if folder.genotype.exists() else None
-        trained = JsonLines(folder.readings).rows()[-1:]  # of a training
+        trained = JsonLines(folder.readings).rows()[-1:]  # of a training or pretraining
         reading = trained[0] if trained else reading
         summary = read_json(folder.summary) if folder.summary.exists() else None
         is_held = folder.is_held()
     except (ValueError, OSError) as error:
         return RunState(path, "unreadable", reason=str(error))
+    top1 = _value(reading, "top1", float)
     files = (folder.config, folder.metrics, folder.genotype, folder.log, folder.summary)
     signs = [file.stat().st_mtime for file in files if file.exists()]
     return RunState(
@@ -74,11 +83,11 @@ def look(path: Path) -> RunState:
         state="running" if is_held else _value(summary, "state", str) or "stopped",
         step=_value(reading, "step", int),
         verdict=_value(reading, "verdict", str),
-        loss=_value(reading, "loss" if trained else "held_out_loss", float),
+        loss=_value(reading, "held_out_loss" if top1 is None else "loss", float),
         skips_normal=_value(reading, "skips.normal", int),
         chance_normal=_value(summary, "skip_chance.normal.mean", float)
         or _value(reading, "chance_normal", float),  # of a run that goes on, or was killed
-        top1=_value(reading, "top1", float),
+        top1=top1,
         seconds=_value(summary, "wall_seconds", float),
         age=max(0.0, time.time() - max(signs)) if signs else None,
         reason=_value(summary, "reason", str) or "",

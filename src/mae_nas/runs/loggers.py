@@ -24,6 +24,7 @@ from mae_nas.checks import Checked, first_line
 from mae_nas.keys import find
 from mae_nas.runs.files import read_json, write_json
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import command_of
 from mae_nas.search.reading import EdgeRow
 from mae_nas.stepping import Reading
 
@@ -146,7 +147,7 @@ class WandbSettings(LoggerSettings, Checked):
             id=identity,
             resume="allow",
             name=folder.path.resolve().name,
-            job_type="train" if "recipe" in config else "search",
+            job_type=command_of(config),
             config=dict(config),
             dir=folder.path,
             reinit="create_new",

@@ -27,6 +27,7 @@ PANELS: Mapping[str, Mapping[str, tuple[str, Measure]]] = {
         "top1": ("top-1 accuracy", lambda row: row.run.top1),
         "loss": ("cross entropy", lambda row: row.run.loss),
     },
+    "pretrain": {"loss": ("held-out loss", lambda row: row.run.loss)},
 }
 
 
@@ -56,8 +57,8 @@ def _curves(rows: Sequence[SweepRow], axis: str) -> Figure:
     places = _places(names)
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     shown = PANELS[rows[0].command]
-    panels = figure.subplots(1, len(shown))
-    for panel, (key, (title, measure)) in zip(panels, shown.items(), strict=True):
+    panels = figure.subplots(1, len(shown), squeeze=False)
+    for panel, (key, (title, measure)) in zip(panels[0], shown.items(), strict=True):
         colour = WEIGHT if key == "loss" else ARCHITECTURE
         found = [_measured(_at(rows, {axis: name}), measure) for name in names]
         known = [(p, f) for p, f in zip(places, found, strict=True) if f]

@@ -11,7 +11,7 @@ from mae_nas.runs.listing import MEASURES, RunState, printable
 
 
 def columns_of(command: str) -> tuple[str, ...]:
-    """Of the table of a sweep of `search` or `train`, before those of its axes."""
+    """Of the table of a sweep of `search`, `train` or `pretrain`, before those of its axes."""
     return ("job", "overrides", "status", *MEASURES[command], "reason")
 
 
@@ -25,7 +25,7 @@ class SweepRow:
         status: of its run (see `RunState`), `impossible` (refused as a configuration) or `waiting`.
         run: what its folder shows.
         reason: why there is no result.
-        command: what the sweep is of, `search` or `train`.
+        command: what the sweep is of.
     """
 
     job: int
@@ -62,7 +62,9 @@ def refuse_other_axes(path: Path, axes: Collection[str]) -> None:
     """Raise one line if `path` is the table of a sweep over other axes than `axes`."""
     if path.exists():
         with path.open(encoding="utf-8", newline="") as file:
-            old = set(next(csv.reader(file), [])) - {*columns_of("search"), *columns_of("train")}
+            old = set(next(csv.reader(file), [])) - {
+                name for command in MEASURES for name in columns_of(command)
+            }
         if old != set(axes):
             over = (
                 f"{', '.join(sorted(old)) or 'nothing'}, this command line over {', '.join(axes)}"

@@ -1,7 +1,7 @@
 """The alternating search steps, Eq. (2) of MAE-NAS, as a LightningModule."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,13 +17,13 @@ from mae_nas.checks import Checked
 from mae_nas.objectives import Encode, Objective
 from mae_nas.relaxations import Relaxation, relative_entropy
 from mae_nas.search.bilevel import Loss, VirtualStep, mean_gradient, unrolled_gradient
+from mae_nas.search.masked import MaskedModule
 from mae_nas.search.optimizers import (
     OptimizerMaker,
     check_unrollable,
     keep_rates_on,
     make_fused,
 )
-from mae_nas.stepping import StepModule, evaluating
 from mae_nas.supernet import Supernet
 
 
@@ -58,7 +58,7 @@ class BilevelSettings(Checked):
             yield f"min_lr {self.min_lr}: must be 0 or more, e.g. 0.001"
 
 
-class SearchModule(StepModule):
+class SearchModule(MaskedModule):
     """One supernet, one objective, and the alternating steps on w and α.
 
     Args:
@@ -79,10 +79,9 @@ class SearchModule(StepModule):
         epochs: int,
         steps_per_epoch: int,
     ) -> None:
-        super().__init__(epochs, steps_per_epoch, settings.grad_clip)
+        super().__init__(objective, epochs, steps_per_epoch, settings.grad_clip)
         self.relaxation = relaxation
         self.supernet = supernet
-        self.objective = objective
         self.settings = settings
         # α is averaged over devices by hand: inside DDP the weight step would have to wait for it.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
@@ -137,11 +136,7 @@ class SearchModule(StepModule):
         weight_optimizer, arch_optimizer = optimizers
         return weight_optimizer, arch_optimizer
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """L^M at the present w and α; a pure function of them and of the batch."""
-        return self.objective(self._encoder(batch), batch)
-
-    def _encoder(self, batch: Batch) -> Encode:
+    def encoder(self, batch: Batch) -> Encode:
         self.seed_noise(batch)
         mixtures = self.relaxation.mixture()  # α enters here and nowhere else
         return lambda image, visible: self.supernet(image, mixtures, visible)
@@ -237,22 +232,6 @@ class SearchModule(StepModule):
     def on_train_start(self) -> None:
         if self.device.type == "cuda":
             keep_rates_on(self.device, self.optimizer_pair)
-
-    @torch.no_grad()
-    def held_out_loss(self, batches: Iterable[Batch]) -> float:
-        """Mean masked loss over held-out images, with running statistics and fixed masks."""
-        losses, images = [], []
-        with evaluating(self):
-            for batch in batches:
-                losses.append(self.loss(batch)[0])
-                images.append(len(batch.image))
-        return self.mean_over(losses, images)
-
-    @torch.no_grad()
-    def picture(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Predicted images and hidden pixels (B, 1, S, S) of a batch, if the objective has such."""
-        with evaluating(self):
-            return self.objective.picture(self._encoder(batch), batch)
 
     def check_state(self, seed: int) -> None:
         """Also raise if ranks differ in α."""

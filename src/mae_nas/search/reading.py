@@ -8,14 +8,14 @@ from mae_nas.batch import Batch
 from mae_nas.genotype import Genotype
 from mae_nas.relaxations import relative_entropy
 from mae_nas.search.collapse import Verdict, chance_at_least, judge, mean_skips
+from mae_nas.search.masked import MaskedReading
 from mae_nas.search.module import SearchModule
 from mae_nas.spaces import SearchSpace
 from mae_nas.spaces.derivation import derive
-from mae_nas.stepping import Reading
 
 
 @dataclass(frozen=True)
-class SearchReading(Reading):
+class SearchReading(MaskedReading):
     """The state of a search after `step` steps, one line of genotypes.jsonl.
 
     Args:

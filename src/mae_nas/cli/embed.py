@@ -1,0 +1,69 @@
+"""`mae-nas embed`: the features of images, by a network that was trained on images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mae_nas.cli.arguments import read_arguments, whole_number
+
+USAGE = """\
+mae-nas embed checkpoint=RUN|FILE output=FILE [data=folder data.root=... ...] [KEY=VALUE ...]
+
+Pooled features of every image, by the network of mae-nas pretrain or train, frozen. Can be stopped
+and started again; memory holds one batch.
+  checkpoint   a run folder, or a checkpoint alone
+  data=, data.root=, ...   the images; by default the training images of the run
+  output       .npz (arrays `features` (N, D) float32 and `files` (N,)) or .csv (a line an image)
+  batch=64     images at a time
+  threads=     of the CPU; by default torch's choice
+  device=auto|cpu|cuda|mps
+"""
+
+_DEFAULTS = {"checkpoint": "", "output": "", "batch": "64", "threads": "", "device": "auto"}
+
+
+def embed(arguments: Sequence[str]) -> str:
+    """Write the file, and say what is in it."""
+    given = read_arguments("embed", arguments, _DEFAULTS, overrides=True)
+    options, size = given.options, whole_number("batch", given.options["batch"])
+    output = Path(options["output"])
+    if output.suffix not in (".npz", ".csv") or output.is_dir():
+        raise ValueError(
+            f"output={options['output']}: name a .npz or .csv file, e.g. output=features.npz"
+        )
+    if output.exists():
+        raise ValueError(f"output: {output} is there already; choose another, or remove it")
+
+    from rich.console import Console  # and torch, seconds
+
+    from mae_nas.cli.assemble import progress
+    from mae_nas.cli.encoded import device_named, load_encoder, shown
+    from mae_nas.data.stream import stream
+    from mae_nas.runs.embedding import PartialTable, features_of, fingerprint, identity_of
+
+    device = device_named(options["device"], options["threads"])
+    stored, file = load_encoder(options["checkpoint"], device)
+    console = Console(stderr=True)
+    store = shown(stored, given.overrides, file, console)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    images = [list(store.files), store.digests.tobytes().hex(), stored.preprocessing.to_json()]
+    table = PartialTable(
+        output,
+        len(store),
+        stored.network.feature_info[-1].channels,
+        identity_of(fingerprint(file), images, size, device.type),
+    )
+    rows, done = table.open()
+    import numpy as np
+
+    batches = stream(store, np.arange(len(store)), size, device, first=done // size)
+    try:
+        with progress(console, "images") as on_rows:
+            table.fill(rows, done // size * size, features_of(stored.network, batches), on_rows)
+    except KeyboardInterrupt:
+        raise ValueError(f"stopped; the same command goes on from {table.folder}") from None
+    table.finish(rows, store.files)
+    begun = f" ({done:,} of them were there already)" if done else ""
+    return (
+        f"features   {output}: {len(store):,} images{begun}, {table.columns} features each, of "
+        f"step {stored.step:,}"
+    )

@@ -1,0 +1,45 @@
+"""A stored network with images to show it: what `embed` and `probe` begin with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mae_nas.cli.arguments import whole_number
+from mae_nas.cli.assemble import progress
+from mae_nas.cli.images import named_source
+from mae_nas.cli.spelling import suggest
+from mae_nas.data import ImageStore
+from mae_nas.network.stored import Stored, restore
+from mae_nas.runs.checkpoint import checkpoint_in, read_checkpoint
+from mae_nas.runs.trainer import device_type
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def device_named(name: str, threads: str) -> torch.device:
+    """Where to compute, with so many threads; ValueError in one line if it is not here."""
+    if name not in DEVICES:
+        raise ValueError(f"device={name}: use {', '.join(DEVICES)}{suggest(name, DEVICES)}")
+    if threads:
+        torch.set_num_threads(whole_number("threads", threads))
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name in available and not available[name]():
+        raise ValueError(f"device={name}: none is here; use auto or cpu")
+    return torch.device(device_type(name))
+
+
+def load_encoder(text: str, device: torch.device) -> tuple[Stored, Path]:
+    """The network of a run folder or checkpoint, on the device, and the checkpoint's file."""
+    file = checkpoint_in(text)
+    stored = restore(read_checkpoint(file), file)
+    stored.network.to(device)
+    return stored, file
+
+
+def shown(stored: Stored, overrides: Sequence[str], file: Path, console: Console) -> ImageStore:
+    """The images that `named_source` finds, all that are no test images, as the network saw its."""
+    source = named_source(overrides, file, stored.preprocessing.side)
+    with progress(console, "reading images") as on_progress:
+        return stored.preprocessing.apply(source.load(on_progress))

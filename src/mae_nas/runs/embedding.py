@@ -1,0 +1,132 @@
+"""Features of many images as a file, written as they are computed and gone on with after a stop.
+
+Beside OUTPUT, while it is made, lies OUTPUT.part: the table so far, and what it is of. Memory holds
+one batch, however many images there are.
+"""
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mae_nas.batch import Batch
+from mae_nas.network.encoder import Encoder
+from mae_nas.runs.files import read_json, replacing, write_json
+
+_FLUSHED = 16  # batches that a kill may cost
+
+
+@torch.inference_mode()
+def features_of(network: Encoder, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
+    """(B, D) of each batch, on the CPU."""
+    for batch in batches:
+        yield network.features(batch.image).float().cpu().numpy()
+
+
+def fingerprint(file: Path) -> str:
+    """Of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PartialTable:
+    """The table of OUTPUT while it grows.
+
+    Args:
+        output: the file that it becomes.
+        rows: images.
+        columns: features of each.
+        identity: of network, images and batches: with another one it begins anew.
+    """
+
+    output: Path
+    rows: int
+    columns: int
+    identity: str
+
+    @property
+    def folder(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.part")
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.json"
+
+    def open(self) -> tuple[NDArray[np.float32], int]:
+        """The table on disk, and how many of its rows are done."""
+        table, done = self.folder / "features.npy", 0
+        try:
+            state = read_json(self._state)
+            if isinstance(state, dict) and state.get("identity") == self.identity:
+                done = int(state["done"])
+            opened = np.lib.format.open_memmap(table, "r+")
+            if done and opened.shape == (self.rows, self.columns) and 0 <= done <= self.rows:
+                return opened, done
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none yet, or damaged: anew
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._state.unlink(missing_ok=True)
+        shape = (self.rows, self.columns)
+        return np.lib.format.open_memmap(table, "w+", np.float32, shape), 0
+
+    def fill(
+        self,
+        table: NDArray[np.float32],
+        done: int,
+        features: Iterable[NDArray[np.float32]],
+        on_rows: Callable[[int, int], None],
+    ) -> None:
+        """Write the rows from `done` on; what is on disk is recorded as it gets there."""
+        assert isinstance(table, np.memmap)
+        for count, block in enumerate(features, 1):
+            table[done : done + len(block)] = block
+            done += len(block)
+            if count % _FLUSHED == 0 or done == self.rows:
+                table.flush()
+                write_json(self._state, {"identity": self.identity, "done": done})
+            on_rows(done, self.rows)
+
+    def finish(self, table: NDArray[np.float32], files: Sequence[str]) -> None:
+        """Write OUTPUT, whole or not at all, and remove what it was made from."""
+        with replacing(self.output) as beside:
+            WRITERS[self.output.suffix](beside, table, files)
+        shutil.rmtree(self.folder)
+
+
+def _write_npz(file: Path, table: NDArray[np.float32], files: Sequence[str]) -> None:
+    """Arrays `features` (N, D) float32 and `files` (N,), block by block."""
+    with ZipFile(file, "w") as archive:
+        for name, array in (("features", table), ("files", np.array(files, dtype=np.str_))):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, np.asarray(array), allow_pickle=False)
+
+
+def _write_csv(file: Path, table: NDArray[np.float32], files: Sequence[str]) -> None:
+    """A line for each image: its file, and features with as many digits as they have."""
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
+        writer.writerow(["file", *(f"feature_{column}" for column in range(table.shape[1]))])
+        for name, row in zip(files, table, strict=True):
+            writer.writerow([name, *map(str, row)])
+
+
+WRITERS = {".npz": _write_npz, ".csv": _write_csv}
+"""By the suffix of the output."""
+
+
+def identity_of(*parts: object) -> str:
+    """Of all that the table depends on."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
