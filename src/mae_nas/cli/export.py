@@ -3,7 +3,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,22 +15,26 @@ from mae_nas.cli.spelling import suggest
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from rich.console import Console
 
-    from mae_nas.cli.train import TrainRun
+    from mae_nas.batch import Batch
+    from mae_nas.data.stream import Preprocessing
+    from mae_nas.network import DerivedNetwork
     from mae_nas.network.export import Description
 
 USAGE = """\
 mae-nas export checkpoint=RUN|FILE format=safetensors|onnx|torch_export|timm [output=FILE]
 
-A trained network as a file, with preprocessing and class names in it. The file is read back by a
-fresh process and compared with the network on test images; if they differ, no file is left.
+A trained network as a file, with preprocessing and class names in it; a pretrained one gives its
+pooled features. The file is read back by a fresh process and compared with the network on images;
+if they differ, no file is left.
   format   safetensors    weights by name
            timm           the same, for timm.create_model("mae_nas", genotype=FILE)
            onnx           norms folded into convolutions, any batch; pip install mae-nas[export]
            torch_export   a program of torch.export, likewise
   output   default: network.safetensors, network-timm.safetensors, network.onnx or network.pt2 in
            the run folder
-  images=256   test images to compare on
+  images=256   to compare on: test images, or those of the pretraining
   data.root=, data.test=, data.cache=   where images lie, if elsewhere than in training
 """
 
@@ -37,6 +42,17 @@ TOLERANCE = 1e-4
 """Largest difference of a score, of the largest score or of 1: rounding, by other kernels."""
 CLOSE = 1e-4
 """Two best scores that lie so close may change places by rounding."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is exported: a network, of a training or pretraining, and images to compare it on."""
+
+    network: "DerivedNetwork"
+    description: "Description"
+    images: "NDArray[np.float32]"
+    folder: Path
+    what: str = "test images"
 
 
 def export(arguments: Sequence[str]) -> str:
@@ -59,22 +75,16 @@ def export(arguments: Sequence[str]) -> str:
     if given is not None and (given.suffix != suffix or given.is_dir()):
         raise ValueError(f"output: {given} is no {suffix} file, which format={kind} makes")
 
-    from rich.console import Console
-
-    from mae_nas.cli.trained import differing, load_trained
-
-    here = differing(options) | {"trainer.accelerator": "cpu"}
-    trained = load_trained(options["checkpoint"], here, Console(stderr=True))
-    if trained.run.module.is_random:
+    subject = _subject(options, most)
+    if any(getattr(layer, "is_random", False) for layer in subject.network.modules()):
         raise ValueError("export: the genotype has noise, and no file gives the same scores twice")
     name = "network-timm" if kind == "timm" else "network"
-    output = given or trained.run.folder.path / f"{name}{suffix}"
-    network, description = trained.run.module.judged.float().eval(), _description(trained.run)
+    output = given or subject.folder / f"{name}{suffix}"
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as room:
         made = Path(room) / output.name
-        write(network, description, made)
-        lines = _compared(kind, made, _images(trained.run, most), trained.run)
+        write(subject.network, subject.description, made)
+        lines = _compared(kind, made, subject)
         mask = os.umask(0)
         os.umask(mask)
         made.chmod(0o666 & ~mask)  # as any file; safetensors' own are the user's alone
@@ -90,41 +100,86 @@ def _need(*packages: str) -> None:
         raise ValueError(f"format=onnx: needs {', '.join(missing)}; pip install 'mae-nas[export]'")
 
 
-def _description(run: "TrainRun") -> "Description":
+def _subject(options: Mapping[str, str], most: int) -> "_Subject":
+    from rich.console import Console
+
+    from mae_nas.cli.trained import differing, load_trained
+    from mae_nas.data.stream import Preprocessing
+    from mae_nas.runs.checkpoint import checkpoint_in
+    from mae_nas.runs.folder import RunFolder
+    from mae_nas.runs.listing import command_of
+
+    console, file = Console(stderr=True), checkpoint_in(options["checkpoint"])
+    folder = RunFolder(file.parent.parent)
+    if command_of(folder.read_config()) == "pretrain":
+        return _pretrained(options, file, most, console)
+    here = differing(options) | {"trainer.accelerator": "cpu"}
+    run = load_trained(options["checkpoint"], here, console).run
+    network = run.module.judged.float().eval()
+    seen = Preprocessing.of(run.data.store)
+    description = _description(network, seen, run.data.classes)
+    return _Subject(network, description, _first(run.data.test_batches(), most), folder.path)
+
+
+def _pretrained(
+    options: Mapping[str, str], file: Path, most: int, console: "Console"
+) -> "_Subject":
+    import numpy as np
+    import torch
+
+    from mae_nas.cli.encoded import load_encoder, shown
+    from mae_nas.data.stream import stream
+    from mae_nas.network import DerivedNetwork
+
+    cpu = torch.device("cpu")
+    stored, _ = load_encoder(options["checkpoint"], cpu)
+    if not isinstance(stored.network, DerivedNetwork):
+        raise ValueError("export: the checkpoint holds a model of timm, which timm itself exports")
+    named = [f"{key}={value}" for key, value in options.items() if "data." in key and value]
+    store = shown(stored, named, file, console)
+    batches = stream(store, np.arange(min(most, len(store))), 64, cpu)
+    description = _description(stored.network, stored.preprocessing, ())
+    folder = file.parent.parent
+    return _Subject(stored.network, description, _first(batches, most), folder, "images")
+
+
+def _description(
+    network: "DerivedNetwork", seen: "Preprocessing", classes: tuple[str, ...]
+) -> "Description":
+    from mae_nas.network.complexity import Place
     from mae_nas.network.export import Description
 
-    store = run.data.store
-    scale = 255.0 if store.pixels.dtype.name == "uint8" else 1.0
+    scale = 255.0 if seen.dtype == "uint8" else 1.0
     return Description(
-        place=run.place,
-        genotype=run.module.network.genotype,
-        classes=run.data.classes,
-        mean=tuple((store.moments.mean / scale).tolist()),
-        std=tuple((store.moments.std / scale).tolist()),
+        place=Place(network.size, seen.channels, seen.side, len(classes)),
+        genotype=network.genotype,
+        classes=classes,
+        mean=tuple(value / scale for value in seen.mean),
+        std=tuple(value / scale for value in seen.std),
         scale=scale,
     )
 
 
-def _images(run: "TrainRun", most: int) -> "NDArray[np.float32]":
-    """The first test images, normalised."""
+def _first(batches: "Iterable[Batch]", most: int) -> "NDArray[np.float32]":
+    """The first images, normalised."""
     import numpy as np
 
     found: list[Any] = []
-    for batch in run.data.test_batches():
+    for batch in batches:
         found.append(batch.image.float().cpu().numpy())
         if sum(map(len, found)) >= most:
             break
     return np.ascontiguousarray(np.concatenate(found)[:most])
 
 
-def _compared(kind: str, file: Path, images: "NDArray[np.float32]", run: "TrainRun") -> list[str]:
+def _compared(kind: str, file: Path, subject: "_Subject") -> list[str]:
     """What a fresh process makes of the file; ValueError if it is not the network."""
     import numpy as np
     import torch
 
     from mae_nas.network.export import in_fresh_process, reload
 
-    network = run.module.judged
+    network, images, what = subject.network, subject.images, subject.what
     with torch.no_grad():
         parts = torch.from_numpy(images).split(64)
         wanted = torch.cat([network(part) for part in parts]).numpy()
@@ -136,21 +191,14 @@ def _compared(kind: str, file: Path, images: "NDArray[np.float32]", run: "TrainR
     allowed = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
     if not apart <= allowed:
         raise ValueError(
-            f"export: {kind}: scores of {len(images)} test images differ by up to {apart:.2g} "
+            f"export: {kind}: outputs of {len(images)} {what} differ by up to {apart:.2g} "
             f"from the network's, {allowed:.2g} is allowed; nothing was written"
         )
-    second, first = np.sort(wanted, 1)[:, -2:].T
-    others = found.argmax(1) != wanted.argmax(1)
-    if told := int((others & (first - second >= CLOSE)).sum()):
-        raise ValueError(
-            f"export: {kind}: {told} of {len(images)} test images have another class, by more than "
-            "rounding; nothing was written"
-        )
-    lines = [
-        f"compared   by a fresh process on {len(images):,} test images: largest difference "
-        f"{apart:.2g}, the same class for all"
-        + (f" but {others.sum()} whose two best are within {CLOSE:g}" if others.any() else "")
-    ]
+    said = (
+        f"compared   by a fresh process on {len(images):,} {what}: largest difference {apart:.2g}"
+    )
+    classes = _same_classes(kind, found, wanted, what) if subject.description.classes else ""
+    lines = [f"{said} {apart:.2g}{classes}"]
     if kind == "onnx":
 
         def ours(image: "NDArray[np.float32]") -> object:
@@ -165,6 +213,23 @@ def _compared(kind: str, file: Path, images: "NDArray[np.float32]", run: "TrainR
     if kind == "timm":
         lines.append('in timm    import mae_nas.timm; timm.create_model("mae_nas", genotype=FILE)')
     return lines
+
+
+def _same_classes(
+    kind: str, found: "NDArray[np.float32]", wanted: "NDArray[np.float32]", what: str
+) -> str:
+    """In words, whether all images have the class that they had; ValueError if not."""
+    import numpy as np
+
+    second, first = np.sort(wanted, 1)[:, -2:].T
+    others = found.argmax(1) != wanted.argmax(1)
+    if told := int((others & (first - second >= CLOSE)).sum()):
+        raise ValueError(
+            f"export: {kind}: {told} of {len(wanted)} {what} have another class, by more than "
+            "rounding; nothing was written"
+        )
+    few = f" but {others.sum()} whose two best are within {CLOSE:g}" if others.any() else ""
+    return f", the same class for all{few}"
 
 
 def _milliseconds(

@@ -61,7 +61,7 @@ class Description:
             place = facts["place"]
             size = NetworkSize(**place.pop("size"))
             numbers = [int(place[key]) for key in ("channels", "side", "classes")]
-            if not all(0 < n <= WIDEST for n in numbers):
+            if not all(0 < n <= WIDEST for n in numbers[:2]) or not 0 <= numbers[2] <= WIDEST:
                 raise ValueError("a size out of range")
             found = Description(
                 Place(size, *numbers),
@@ -104,7 +104,7 @@ def to_timm(network: DerivedNetwork, description: Description, file: Path) -> No
 
 
 def to_onnx(network: DerivedNetwork, description: Description, file: Path) -> None:
-    """Norms folded, any batch; input `image`, output `scores`."""
+    """Norms folded, any batch; input `image`, output `scores`, without classes `features`."""
     import onnx
 
     image, batch = _example(description), torch.export.Dim("batch", min=1, max=1 << 20)
@@ -112,7 +112,7 @@ def to_onnx(network: DerivedNetwork, description: Description, file: Path) -> No
         folded(network),
         (image,),
         input_names=["image"],
-        output_names=["scores"],
+        output_names=["scores" if description.classes else "features"],
         dynamic_shapes={"image": {0: batch}},
         dynamo=True,
         verbose=False,
@@ -179,7 +179,7 @@ def load_safetensors(file: Path) -> tuple[DerivedNetwork, Description]:
 
 
 def reload(kind: str, file: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What a user of the file would call: normalised images to scores."""
+    """What a user of the file would call: normalised images to scores, or to features."""
     if kind == "onnx":
         import onnxruntime
 
