@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     MIX = 14
     TEST_SPLIT = 15
     AUGMENT = 16
+    LABELLED = 17
+    FOLD = 18
 
 
 def _signed(word: int) -> int:
