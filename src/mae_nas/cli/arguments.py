@@ -77,3 +77,10 @@ def decimal_number(key: str, text: str) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{key}={text}: must be a number above 0")
     return value
+
+
+def seed_number(text: str) -> int:
+    """seed=TEXT as a whole number, 0 or more; ValueError in one line."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError(f"seed={text[:100]}: must be a whole number below a billion")
+    return int(text)

@@ -10,7 +10,7 @@ from mae_nas.cli.arguments import whole_number
 from mae_nas.cli.assemble import progress
 from mae_nas.cli.images import named_source
 from mae_nas.cli.spelling import suggest
-from mae_nas.data import ImageStore
+from mae_nas.data import ImageSource, ImageStore
 from mae_nas.network.stored import Stored, restore
 from mae_nas.runs.checkpoint import checkpoint_in, read_checkpoint
 from mae_nas.runs.trainer import device_type
@@ -38,8 +38,13 @@ def load_encoder(text: str, device: torch.device) -> tuple[Stored, Path]:
     return stored, file
 
 
-def shown(stored: Stored, overrides: Sequence[str], file: Path, console: Console) -> ImageStore:
-    """The images that `named_source` finds, all that are no test images, as the network saw its."""
-    source = named_source(overrides, file, stored.preprocessing.side)
+def read(source: ImageSource, console: Console) -> ImageStore:
+    """All images of a data set that are not for the test alone."""
     with progress(console, "reading images") as on_progress:
-        return stored.preprocessing.apply(source.load(on_progress))
+        return source.load(on_progress)
+
+
+def shown(stored: Stored, overrides: Sequence[str], file: Path, console: Console) -> ImageStore:
+    """Those of the data set that `named_source` finds, as the network was shown its own."""
+    source = named_source(overrides, file, stored.preprocessing.side)
+    return stored.preprocessing.apply(read(source, console))

@@ -13,6 +13,7 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas pretrain genotype=...      the same on images without labels, or a network of timm
   mae-nas test checkpoint=RUN        how accurate it is on test images
   mae-nas embed checkpoint=RUN       features of images, as a file
+  mae-nas probe checkpoint=RUN       what those features are worth: kNN, linear probe, RankMe
   mae-nas export checkpoint=RUN      the trained network as a file: safetensors, timm, ONNX, torch
   mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas report FOLDER...           runs or sweeps as one page

@@ -215,6 +215,7 @@ ANSWERS = (
     "test",
     "export",
     "embed",
+    "probe",
     "inspect",
     "runs",
     "report",

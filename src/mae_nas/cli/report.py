@@ -14,11 +14,23 @@ from jinja2 import Environment
 
 from mae_nas.checks import first_line
 from mae_nas.cli.arguments import read_arguments
+from mae_nas.cli.reported import (
+    COSTS,
+    PAPER,
+    PICTURES,
+    PRETRAIN_PICTURES,
+    PRETRAINED,
+    SEARCHED,
+    TESTED,
+    TRAIN_COSTS,
+    TRAIN_PICTURES,
+    TRAINED,
+)
 from mae_nas.genotype import PUBLISHED, read_genotype
 from mae_nas.keys import ABSENT, find, leaves
 from mae_nas.runs.files import read_json, write_text
 from mae_nas.runs.folder import RunFolder
-from mae_nas.runs.listing import MEASURES, look, printable
+from mae_nas.runs.listing import MEASURES, command_of, look, printable
 
 USAGE = """\
 mae-nas report RUN|SWEEP... [output=FILE]
@@ -29,85 +41,11 @@ repeat it. It holds its pictures; it needs no network and no JavaScript.
   output   default: report.html in the first folder
 """
 
-PICTURES = {
-    "cells": "The cells found",
-    "alpha": "α: the mixing weights of every edge, kept ones framed",
-    "alpha_history": "α over the search",
-    "losses": "Losses, beside predictors that learn nothing",
-    "reconstructions": "Held-out images: whole, masked, predicted, and put together",
-}
 SWEEP_PICTURE = "sweep"
 MOST_BYTES, MOST_SECONDS = 2**25, 1e9
 WIDEST, DEEPEST = 4096, 64
 OWN = ("mae_nas.", "torch.optim.")  # classes that a command may name
-SEARCHED = {
-    "space": "space._target_",
-    "relaxation": "relaxation._target_",
-    "decoder": "decoder._target_",
-    "taps": "decoder.taps",
-    "upsampling": "decoder.upsample",
-    "mask ratio": "mask.ratio",
-    "patch size, pixels": "mask.patch_size",
-    "masking": "mask.mode",
-    "target": "objective.target",
-    "images from": "data._target_",
-    "batch": "data.batch_size",
-    "supernet's width": "supernet.width",
-    "supernet's depth": "supernet.depth",
-    "seed": "seed",
-}
-COSTS = {
-    "steps": "final.step",
-    "wall time": "wall_seconds",
-    "images per second": "images_per_second",
-    "share of time waiting for data": "waiting_share",
-    "peak memory, bytes": "peak_memory_bytes",
-    "supernet, parameters": "costs.supernet.parameters",
-    "supernet, multiply-adds an image": "costs.supernet.multiply_adds",
-    "decoder, parameters": "costs.decoder.parameters",
-    "decoder, multiply-adds an image": "costs.decoder.multiply_adds",
-}
-TRAINED = {
-    "genotype": "genotype",
-    "width": "network.width",
-    "cells": "network.depth",
-    "stem": "network.stem",
-    "images from": "data._target_",
-    "batch": "data.batch_size",
-    "learning rate": "recipe.optimizer.lr",
-    "drop path": "recipe.drop_path",
-    "cutout, pixels": "recipe.cutout",
-    "seed": "seed",
-}
-TESTED = {
-    "accuracy after the last epoch": "test_top1",
-    "among the first five": "test_top5",
-    "loss": "test_loss",
-    "images": "test_images",
-}
-TRAIN_COSTS = {
-    "epochs": "epochs",
-    "wall time": "wall_seconds",
-    "images per second": "images_per_second",
-    "peak memory, bytes": "peak_memory_bytes",
-    "parameters": "costs.params",
-    "multiply-adds an image": "costs.macs",
-}
-TRAIN_PICTURES = {
-    "curves": "Loss and accuracy over the epochs",
-    "classes": "Accuracy by class, worst first, and what each class is taken for",
-}
-PAPER = {
-    "decoder": "The paper, Table 3 (CIFAR-10, whole searches): with the hierarchical decoder 1 "
-    "skip at mask ratios .2, .4, .6 and .8; without it 8, 6, 2 and 1. These are the paper's "
-    "numbers.",
-    "mask.patch_size": "The paper, Table 2 (CIFAR-10, networks trained with labels): errors of "
-    "2.71 to 2.75 % over patches of 2 to 16 pixels. These are the paper's numbers.",
-    "mask.ratio": "The paper, Table 2 (CIFAR-10, networks trained with labels): errors of 2.75 to "
-    "2.79 % over mask ratios of .1 to .7. These are the paper's numbers.",
-}
-"""What stands beside a sweep over a key."""
-
+_MEASURED = frozenset(name for names in MEASURES.values() for name in names)
 SPACES = ("S0", "S1", "S2", "S3", "S4")
 
 
@@ -161,9 +99,9 @@ def _sections(folder: Path) -> Iterator[Section]:
     if (folder / "sweep.csv").exists():
         yield _sweep(folder)
     else:
-        missing = list[str]()
-        is_training = find(_config(folder / "config.json", missing), "recipe") is not ABSENT
-        yield _training(folder) if is_training else _run(folder)
+        command = command_of(_config(folder / "config.json", []))
+        sections = {"train": _training, "pretrain": _pretraining}
+        yield sections.get(command, _run)(folder)
 
 
 def _sweep(folder: Path) -> Section:
@@ -212,7 +150,7 @@ def _table(path: Path, missing: list[str]) -> list[list[str]]:
 def _short(column: str, cell: str) -> str:
     """What was measured to four digits; other text as it is."""
     try:
-        return f"{float(cell):.4g}" if column in {*MEASURES["search"], *MEASURES["train"]} else cell
+        return f"{float(cell):.4g}" if column in _MEASURED else cell
     except ValueError:
         return cell
 
@@ -229,19 +167,9 @@ def _run(path: Path) -> Section:
         if kind == "normal" and summary is None:  # not finished
             chance = _said(reading, "chance_normal")
         skips[f"{kind} cell, skips"] = f"{_said(reading, f'skips.{kind}')} (chance {chance})"
-    losses = {"held-out loss": _said(reading, "held_out_loss")}
-    losses |= {
-        f"loss of {name.replace('_', ' ')}": _said(value, "")
-        for name, value in leaves(find(summary, "yardsticks"))
-        if name
-    }
+    losses = {"held-out loss": _said(reading, "held_out_loss"), **_yardsticks(summary)}
     verdict = {"state": state.state, "verdict": _said(reading, "verdict")}
     verdict |= {"at step": _said(reading, "step")} | ({"why": state.reason} if state.reason else {})
-    overrides = find(summary, "overrides")
-    given = [str(word) for word in overrides] if isinstance(overrides, list) else None
-    if foreign := _foreign(given or ()):
-        missing.append(f"command: it names code that is not mae_nas's: {foreign}")
-        given = None
     return Section(
         title=f"Run {path.name}",
         facts={
@@ -255,7 +183,7 @@ def _run(path: Path) -> Section:
         pictures=_pictures(folder.plots, PICTURES, missing),
         notes=(),
         missing=missing,
-        command="" if given is None else _command("search", given),
+        command=_repeated("search", summary, missing),
     )
 
 
@@ -265,11 +193,6 @@ def _training(path: Path) -> Section:
     state = look(path)
     shares = find(summary, "test_top1_by_class")
     rows = [[str(name), _said(value, "")] for name, value in leaves(shares) if name]
-    overrides = find(summary, "overrides")
-    given = [str(word) for word in overrides] if isinstance(overrides, list) else None
-    if given is not None and _foreign(given):
-        missing.append(f"command: it names code that is not mae_nas's: {_foreign(given)}")
-        given = None
     return Section(
         title=f"Training {path.name}",
         facts={
@@ -284,8 +207,49 @@ def _training(path: Path) -> Section:
         pictures=_pictures(folder.plots, TRAIN_PICTURES, missing),
         notes=(),
         missing=missing,
-        command="" if given is None else _command("train", given),
+        command=_repeated("train", summary, missing),
     )
+
+
+def _pretraining(path: Path) -> Section:
+    folder, missing = RunFolder(path), list[str]()
+    config, summary = _config(folder.config, missing), _read(folder.summary, missing)
+    state = look(path)
+    result = {"state": state.state} | ({"why": state.reason} if state.reason else {})
+    loss = "–" if state.loss is None else f"{state.loss:.4g}"
+    return Section(
+        title=f"Pretraining {path.name}",
+        facts={
+            "Result": {**result, "held-out loss": loss, **_yardsticks(summary)},
+            "What was trained": {name: _said(config, key) for name, key in PRETRAINED.items()},
+            "Cost": {name: _said(summary, key) for name, key in TRAIN_COSTS.items()},
+            "Environment": _environment(summary),
+        },
+        head=(),
+        rows=(),
+        pictures=_pictures(folder.plots, PRETRAIN_PICTURES, missing),
+        notes=(),
+        missing=missing,
+        command=_repeated("pretrain", summary, missing),
+    )
+
+
+def _yardsticks(summary: object) -> dict[str, str]:
+    return {
+        f"loss of {name.replace('_', ' ')}": _said(value, "")
+        for name, value in leaves(find(summary, "yardsticks"))
+        if name
+    }
+
+
+def _repeated(command: str, summary: object, missing: list[str]) -> str:
+    """The command that makes the run again, if it is known and names no code but ours."""
+    overrides = find(summary, "overrides")
+    given = [str(word) for word in overrides] if isinstance(overrides, list) else None
+    if given is not None and (foreign := _foreign(given)):
+        missing.append(f"command: it names code that is not mae_nas's: {foreign}")
+        return ""
+    return "" if given is None else _command(command, given)
 
 
 def _environment(summary: object) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """`mae-nas sample`: random cells of a space, the baseline that every comparison needs."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_nas.cli.arguments import read_arguments, whole_number
+from mae_nas.cli.arguments import read_arguments, seed_number, whole_number
 
 if TYPE_CHECKING:
     from mae_nas.spaces import SearchSpace
@@ -26,7 +25,7 @@ def sample(arguments: Sequence[str]) -> str:
     """The cells."""
     defaults = {"space": "s0", "n": "10", "seed": "0", "output": "", "format": "text"}
     options = read_arguments("sample", arguments, defaults).options
-    number, first = whole_number("n", options["n"]), _seed(options["seed"])
+    number, first = whole_number("n", options["n"]), seed_number(options["seed"])
     space = _space(options["space"])
 
     from mae_nas.notation import darts_text
@@ -62,9 +61,3 @@ def _space(name: str) -> "SearchSpace":
     space = build(spaces.SearchSpace, {"_target_": target}, {}, "space")
     raise_all(space.problems())
     return space
-
-
-def _seed(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ValueError(f"seed={text[:100]}: must be a whole number below a billion")
-    return int(text)

@@ -113,18 +113,22 @@ class LabelledData(StepData):
         return None if test is None else (_like(test, store), np.arange(len(test)))
 
     @property
+    def tested(self) -> tuple[ImageStore, NDArray[np.int64]]:
+        """A store, with the training images' statistics and classes, and its test images."""
+        assert self._test is not None
+        return self._test
+
+    @property
     def shared(self) -> int:
         """Test images that are training images too, to the bit."""
-        assert self._test is not None
-        (test, tested), split = self._test, self.split
+        (test, tested), split = self.tested, self.split
         trained = np.concatenate([split.weights, split.held_out])
         known = {digest.tobytes() for digest in self.store.digests[trained]}
         return sum(digest.tobytes() in known for digest in test.digests[tested])
 
     def test_batches(self) -> Iterator[Batch]:
         """This rank's test images once, in nearly equal batches, with labels."""
-        assert self._test is not None
-        store, positions = self._test
+        store, positions = self.tested
         maker = self._maker
         if store is not self.store:
             cutter = Cutter(store, 0, None)
@@ -137,8 +141,7 @@ class LabelledData(StepData):
         return self.held_out_batches() if self.validates else self.test_batches()
 
     def describe(self) -> dict[str, object]:
-        assert self._test is not None
-        facts = super().describe() | {"test": len(self._test[1]), "classes": list(self.classes)}
+        facts = super().describe() | {"test": len(self.tested[1]), "classes": list(self.classes)}
         del facts["architecture"]
         return facts
 

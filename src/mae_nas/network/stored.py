@@ -1,7 +1,7 @@
 """A network in a checkpoint: what it says of itself, and the network made again from that alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_nas.batch import Batch
 from mae_nas.data.stream import Preprocessing
 from mae_nas.genotype import Genotype
 from mae_nas.network.derived import DerivedNetwork, NetworkSize
@@ -65,6 +66,21 @@ def restore(checkpoint: Mapping[str, Any], path: Path) -> Stored:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: does not hold a whole network ({reason})") from None
+
+
+def untrained(
+    checkpoint: Mapping[str, Any], seed: int, batches: Iterable[Batch], device: torch.device
+) -> Encoder:
+    """A network of the same kind with weights drawn by `seed`, to compare with.
+
+    The statistics of its norms are those of some images, or its features would be on no scale.
+    """
+    torch.manual_seed(seed)
+    network = _made(checkpoint, Preprocessing.from_json(checkpoint["preprocessing"])).to(device)
+    with torch.no_grad():
+        for batch in batches:
+            network.features(batch.image)
+    return network.eval()
 
 
 def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

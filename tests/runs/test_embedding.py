@@ -1,0 +1,90 @@
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mae_nas.runs.embedding import PartialTable, identity_of
+
+ROWS, COLUMNS, BATCH = 103, 7, 3
+FEATURES = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+FILES = [f"ordner/bild {i}, ä.png" for i in range(ROWS)]
+
+
+def blocks(first: int, stop: int = ROWS) -> Iterator[NDArray[np.float32]]:
+    """Batches from `first` on; killed before the one that begins at `stop`."""
+    for start in range(first, ROWS, BATCH):
+        if start >= stop:
+            raise KeyboardInterrupt
+        yield FEATURES[start : start + BATCH]
+
+
+def table(output: Path, identity: str = "one") -> PartialTable:
+    return PartialTable(output, ROWS, COLUMNS, identity)
+
+
+def quiet(_done: int, _total: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("name", ["f.npz", "f.csv"])
+def test_a_table_that_is_gone_on_with_is_the_same_bytes(tmp_path: Path, name: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    made = table(whole / name)
+    made.fill(*made.open(), blocks(0), quiet)
+    made.finish(made.open()[0], FILES)
+    for stop in (60, 99):
+        made = table(parts / name)
+        rows, done = made.open()
+        with pytest.raises(KeyboardInterrupt):
+            made.fill(rows, done, blocks(done, stop), quiet)
+        assert not (parts / name).exists()
+    made = table(parts / name)
+    rows, done = made.open()
+    assert done == 96  # two times sixteen batches of three
+    made.fill(rows, done, blocks(done), quiet)
+    made.finish(rows, FILES)
+    assert sorted(path.name for path in parts.iterdir()) == [name]
+    if name.endswith("npz"):
+        found = [np.load(folder / name) for folder in (whole, parts)]
+        assert set(found[0].files) == {"features", "files"}
+        assert found[0]["features"].dtype == np.float32
+        for each in found:
+            assert np.array_equal(each["features"], FEATURES)
+            assert each["files"].tolist() == FILES
+    else:
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+        with (parts / name).open(newline="", encoding="utf-8") as file:
+            head, *lines = csv.reader(file)
+        assert head == ["file", *(f"feature_{i}" for i in range(COLUMNS))]
+        assert [line[0] for line in lines] == FILES
+        values = np.array([line[1:] for line in lines]).astype(np.float32)
+        assert np.array_equal(values, FEATURES)  # all digits
+
+
+@pytest.mark.parametrize("harm", ["identity", "state", "table", "shape"])
+def test_what_is_not_of_this_table_is_begun_anew(tmp_path: Path, harm: str) -> None:
+    output = tmp_path / "f.npz"
+    made = table(output)
+    with pytest.raises(KeyboardInterrupt):
+        made.fill(*made.open(), blocks(0, 60), quiet)
+    assert table(output).open()[1] == 48
+    if harm == "state":
+        (made.folder / "state.json").write_text('{"identity": "one", "done"')
+    elif harm == "table":
+        (made.folder / "features.npy").write_bytes(b"no")
+    elif harm == "shape":
+        made = PartialTable(output, ROWS, COLUMNS + 1, "one")
+    else:
+        made = table(output, "other")
+    rows, done = made.open()
+    assert (done, rows.shape[0]) == (0, ROWS)
+
+
+def test_an_identity_is_of_all_its_parts() -> None:
+    assert identity_of("a", ["b"], 3) == identity_of("a", ["b"], 3)
+    assert len({identity_of("a", ["b"], n) for n in range(5)}) == 5
