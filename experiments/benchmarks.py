@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mae_nas.runs.records import describe_device, git_state, versions
+from mae_nas.network.latency import describe_device
+from mae_nas.runs.records import git_state, versions
 
 FILES = 100_000
 CPU = ["trainer.accelerator=cpu", "efficiency.threads=1"]

@@ -27,9 +27,10 @@ from mae_nas.backbone import CELL_KINDS
 from mae_nas.batch import Batch
 from mae_nas.decoders import HierarchicalDecoder
 from mae_nas.masking import Masking, VisibleMap
+from mae_nas.network.latency import describe_device
 from mae_nas.objectives import Reconstruction
 from mae_nas.relaxations import Mixture
-from mae_nas.runs.records import describe_device, git_state, versions
+from mae_nas.runs.records import git_state, versions
 from mae_nas.spaces import S0
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet, SupernetSize
 

@@ -23,8 +23,9 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mae_nas.network.latency import describe_device
 from mae_nas.runs import canvas
-from mae_nas.runs.records import describe_device, versions
+from mae_nas.runs.records import versions
 
 HERE = Path(__file__).parent
 # Fifty readings an epoch: of 10,000 images, so that some fall into a short search.

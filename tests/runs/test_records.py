@@ -11,7 +11,6 @@ from mae_nas.cli.search import SearchRun
 from mae_nas.runs import records
 from mae_nas.runs.records import (
     costs_alone,
-    describe_device,
     git_state,
     network_costs,
     search_record,
@@ -28,13 +27,6 @@ def test_versions_name_what_a_result_depends_on() -> None:
     assert torch.__version__.startswith(found["torch"])
     assert found["lightning"] == version("lightning")
     assert {"python", "torchvision", "hydra-core", "numpy", "mae-nas"} <= found.keys()
-
-
-def test_device_is_described() -> None:
-    found = describe_device(torch.device("cpu"))
-    assert found["type"] == "cpu"
-    assert found["name"]
-    assert found["threads"] == torch.get_num_threads()
 
 
 def repository(folder: Path) -> Callable[..., str]:

@@ -11,12 +11,12 @@ import torch
 from mae_nas.cli.launch import way_on
 from mae_nas.cli.preflight import out_of_memory
 from mae_nas.cli.run import Run
+from mae_nas.network.latency import describe_device
 from mae_nas.ranks import RanksDifferError
 from mae_nas.runs.callbacks import Clock, Readings
 from mae_nas.runs.files import write_json
 from mae_nas.runs.listing import counted, printable
 from mae_nas.runs.measure import is_out_of_memory, peak_memory
-from mae_nas.runs.records import describe_device
 from mae_nas.runs.resume import config_hash
 from mae_nas.stepping import NonFiniteLossError
 

@@ -79,8 +79,9 @@ def _bench_train(arguments: Sequence[str]) -> str:
     from mae_nas.cli.assemble import progress
     from mae_nas.network import NetworkSize
     from mae_nas.network.complexity import Place
+    from mae_nas.network.latency import describe_device
     from mae_nas.runs.listing import columns
-    from mae_nas.runs.records import describe_device, git_state, versions
+    from mae_nas.runs.records import git_state, versions
     from mae_nas.runs.train_bench import TRAIN_WAYS, compare_training
     from mae_nas.spaces import S0
     from mae_nas.spaces.derivation import named_genotype
@@ -117,8 +118,9 @@ def _measured(numbers: Mapping[str, int], grows: bool) -> dict[str, Any]:
     from rich.console import Console
 
     from mae_nas.cli.assemble import progress
+    from mae_nas.network.latency import describe_device
     from mae_nas.runs.bench import GROWING, WAYS, Setting, compare_ways, growth
-    from mae_nas.runs.records import describe_device, git_state, versions
+    from mae_nas.runs.records import git_state, versions
 
     torch.set_num_threads(numbers["threads"])
     setting = Setting(**{key: numbers[key] for key in ("width", "depth", "side", "batch")})

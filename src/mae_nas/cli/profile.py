@@ -7,12 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
-from mae_nas.cli.library import presets
-from mae_nas.cli.spelling import suggest
+from mae_nas.cli.place import DEVICES, PLACE, check_choices, million, named_device, read_place
 from mae_nas.genotype import Genotype, existing_path, read_genotype
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from mae_nas.network.complexity import Complexity, Place
@@ -37,16 +35,10 @@ Parameters are without the auxiliary head, multiply-adds those of convolutions a
 for one image, memory what training keeps for the gradients.
 """
 
-_SIZES = ("width", "depth", "stem", "auxiliary")
-_DEFAULTS = {"network": "cifar", **{f"network.{key}": "" for key in _SIZES}}
-_DEFAULTS |= {"classes": "", "side": "", "channels": "3", "max_macs": "", "conventions": "macs"}
-_DEFAULTS |= {"speed": "true", "beside": "resnet18,mobilenetv3_large_100", "batch": "64"}
-_DEFAULTS |= {"threads": "1", "device": "auto", "seconds": "1", "format": "text"}
-_CHOICES = {
-    "conventions": ("macs", "all"),
-    "speed": ("true", "false"),
-    "device": ("auto", "cpu", "cuda"),
-}
+_DEFAULTS = {**PLACE, "max_macs": "", "conventions": "macs", "speed": "true"}
+_DEFAULTS |= {"beside": "resnet18,mobilenetv3_large_100", "batch": "64", "threads": "1"}
+_DEFAULTS |= {"device": "auto", "seconds": "1", "format": "text"}
+_CHOICES = {"conventions": ("macs", "all"), "speed": ("true", "false"), "device": DEVICES}
 
 
 def profile(arguments: Sequence[str]) -> str:
@@ -54,9 +46,7 @@ def profile(arguments: Sequence[str]) -> str:
     named = [word for word in arguments if word.startswith("genotype=")]
     others = [word for word in arguments if not word.startswith("genotype=")]
     options = dict(read_arguments("profile", others, {**_DEFAULTS, "genotype": ""}).options)
-    for key, allowed in _CHOICES.items():
-        if options[key] not in allowed:
-            raise ValueError(f"{key}={options[key]}: use {' or '.join(allowed)}")
+    check_choices(options, _CHOICES)
     genotypes = list(_genotypes([word.partition("=")[2] for word in named]))
     if not genotypes:
         raise ValueError("genotype: needed, e.g. mae-nas profile genotype=DARTS_V2")
@@ -65,7 +55,7 @@ def profile(arguments: Sequence[str]) -> str:
     whole_number("threads", options["threads"])
     whole_number("batch", options["batch"])
     decimal_number("seconds", options["seconds"])
-    place = _place(options)
+    place = read_place(options)
     rows = _rows(dict(genotypes), place, options)
     if options["format"] == "json":
         found = rows if len(genotypes) > 1 else {**rows[0], "beside": rows[1:]}
@@ -94,34 +84,6 @@ def _named(name: str) -> Genotype:
     return named_genotype(name, S0())
 
 
-def _place(options: Mapping[str, str]) -> "Place":
-    """Where the networks stand; ValueError in one line."""
-    known = presets("network")
-    if options["network"] not in known:
-        near = suggest(options["network"], known)
-        raise ValueError(f"network={options['network']}: use {', '.join(known)}{near}")
-    values = known[options["network"]]
-    for key in ("width", "depth"):
-        if given := options[f"network.{key}"]:
-            values[key] = whole_number(f"network.{key}", given)
-    values["stem"] = options["network.stem"] or values["stem"]
-    if options["network.auxiliary"] not in ("", "true", "false"):
-        raise ValueError(f"network.auxiliary={options['network.auxiliary']}: use true or false")
-    if options["network.auxiliary"]:
-        values["auxiliary"] = options["network.auxiliary"] == "true"
-    from mae_nas.network import NetworkSize  # torch, seconds
-    from mae_nas.network.complexity import Place
-    from mae_nas.network.derived import SIDES
-
-    size = NetworkSize(**values)
-    usual = {"side": SIDES[size.stem], "classes": 1000 if size.stem == "imagenet" else 10}
-    numbers = {
-        key: whole_number(key, options[key]) if options[key] else default
-        for key, default in usual.items()
-    }
-    return Place(size, channels=whole_number("channels", options["channels"]), **numbers)
-
-
 def _rows(
     genotypes: Mapping[str, Genotype], place: "Place", options: Mapping[str, str]
 ) -> list[dict[str, Any]]:
@@ -133,7 +95,7 @@ def _rows(
     makers: dict[str, Callable[[], nn.Module]] = {}
     rows: list[dict[str, Any]] = []
     for name, genotype in genotypes.items():
-        here = widest(genotype, place, 1e6 * _million(most)) if most else place
+        here = widest(genotype, place, 1e6 * million("max_macs", most)) if most else place
         costs = measure_complexity(genotype, here)
         rows.append({"name": name, "network": asdict(here.size), **_costs(costs, options)})
         makers[name] = partial(here.network, genotype)
@@ -163,10 +125,9 @@ def _speeds(
     import torch
 
     from mae_nas.network.complexity import kept_bytes
-    from mae_nas.network.latency import time_networks
-    from mae_nas.runs.records import describe_device
+    from mae_nas.network.latency import describe_device, time_networks
 
-    device = _device(options["device"])
+    device = named_device(options["device"])
     torch.set_num_threads(whole_number("threads", options["threads"]))
     seconds, batch = (
         decimal_number("seconds", options["seconds"]),
@@ -194,22 +155,6 @@ def _speeds(
             "rounds": [one.rounds, many.rounds],
             "device": describe_device(device),
         }
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch finds no CUDA device here; use device=cpu")
-    is_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if is_cuda else "cpu")
-
-
-def _million(text: str) -> float:
-    value = decimal_number("max_macs", text)
-    if value > 1e5:
-        raise ValueError(f"max_macs={text}: is in millions, e.g. 600")
-    return value
 
 
 def _page(rows: Sequence[Mapping[str, Any]], options: Mapping[str, str]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """The record of a run: summary.json, and a line of an experiment's records.jsonl."""
 
 import platform
-import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -47,18 +46,6 @@ def versions() -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
     own = {"python": platform.python_version(), "mae-nas": __version__}
     return own | {name: version(name) for name in PACKAGES}
-
-
-def describe_device(device: torch.device) -> dict[str, object]:
-    """What the run computed on."""
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    information = Path("/proc/cpuinfo")
-    model = re.search(
-        r"model name\s*:\s*(.+)", information.read_text() if information.exists() else ""
-    )
-    name = model[1] if model else platform.processor() or platform.machine()
-    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
 
 
 @torch.no_grad()
