@@ -19,6 +19,7 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas report FOLDER...           runs or sweeps as one page
   mae-nas draw genotype=...          a picture of a genotype
   mae-nas profile genotype=...       what its network costs, and how fast it is here
+  mae-nas derive run=RUN max_macs=M  the best cells of a search under limits, and the trade-off
   mae-nas sample                     random cells of a space
   mae-nas inspect FOLDER             what a folder of images holds, and how to search on it
   mae-nas bench search               how fast a step is, in several ways side by side
