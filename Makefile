@@ -9,7 +9,7 @@ export MAE_NAS_DATA
 .PHONY: help install demo test test-slow check lint-conf bench bench-train \
 	search-cifar10 search-cifar100 search-imagenet sweep-mask-ratio sweep-patch-size \
 	train-cifar10 train-imagenet \
-	table1-cifar10 table1-imagenet table3 table3-factors table2 figure2 report
+	table1-cifar10 table1-imagenet table3 table3-factors table2 figure2 labelfree report
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -118,6 +118,9 @@ table2: install ## Table 2 of the paper: mask ratio and patch size, and what the
 	$(CLAIM)
 
 figure2: install ## Figure 2 of the paper: what is rebuilt with the hierarchical decoder and without
+	$(CLAIM)
+
+labelfree: install ## no labels: a found network's features beside random ones' and ResNet-18's
 	$(CLAIM)
 
 report: install ## tables, pictures and the README's results, made again from the records

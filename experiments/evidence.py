@@ -33,6 +33,7 @@ from mae_nas.cli.spelling import quoted
 from mae_nas.keys import find, is_inside, leaves
 from mae_nas.runs.files import write_json, write_text
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import command_of
 from mae_nas.runs.resume import FREE
 from mae_nas.runs.tables import JsonLines, MetricsTable
 
@@ -54,24 +55,24 @@ def read_records(folder: Path) -> list[Record]:
 
 
 class Sweep(NamedTuple):
-    """Of searches of `experiment`, or of trainings of the networks they found.
+    """Of searches of `experiment`, or of networks that are trained, or pretrained and compared.
 
     Args:
         name: of its folder.
         overrides: axes among them.
         experiment: of a sweep of searches that is not called as the claim.
-        is_training: whether it is of trainings.
+        command: `search`, `train` or `compare`.
     """
 
     name: str
     overrides: Sequence[str]
     experiment: str = ""
-    is_training: bool = False
+    command: str = "search"
 
     def words(self, claim: str, scale: str) -> list[str]:
         """Of its command line, but for where it runs."""
-        if self.is_training:
-            return ["train", "-m", *self.overrides]
+        if self.command != "search":
+            return [self.command, *["-m"] * (self.command == "train"), *self.overrides]
         named = f"experiment={self.experiment or claim}"
         return ["search", "-m", f"scale={scale}", named, *self.overrides]
 
@@ -87,6 +88,8 @@ def collect(claim: str, folder: Path, runs: Iterable[Path]) -> int:
     records = {_identity(record): record for record in read_records(folder)}
     ended = [(run, record) for run in sorted(runs) if (record := _record(run)) is not None]
     for run, record in ended:
+        if command_of(record["config"]) == "pretrain" and not (run / "probe.json").exists():
+            continue
         if _identity(record) not in records:
             records[_identity(record)] = {**record, **extra(run)}
     if records:
@@ -108,6 +111,11 @@ def restore(records: Iterable[Record]) -> None:
         folder = RunFolder(path)
         folder.write_config(record["config"], record["overrides"])
         write_json(folder.summary, record)
+        if command_of(record["config"]) == "pretrain":
+            JsonLines(folder.readings).append(record["final"])
+            write_json(path / "probe.json", record["probe"])
+            write_json(path.parent / "plan.json", record["plan"])
+            continue
         if is_training(record):
             JsonLines(folder.readings).append(record["final"])
             write_json(folder.genotype, record["genotype"])
@@ -140,6 +148,10 @@ def _record(run: Path) -> Record | None:
         summary["overrides"] = [
             given if word.startswith("genotype=") else word for word in summary["overrides"]
         ]
+    if command_of(config) == "pretrain":
+        readings = JsonLines(run / "readings.jsonl").rows()
+        course = {key: [row[key] for row in readings] for key in ("step", "held_out_loss")}
+        return {**summary, "course": course, "metrics": {}}
     if is_training(summary):
         readings = JsonLines(run / "readings.jsonl").rows()
         course = {key: [row[key] for row in readings] for key in ("step", "epoch", "loss", "top1")}
@@ -205,7 +217,7 @@ def is_alone(record: Record) -> bool:
 
 def is_training(record: Record) -> bool:
     """Whether a network was trained with labels, and nothing searched."""
-    return "recipe" in record["config"]
+    return command_of(record["config"]) == "train"
 
 
 def losses_alone(records: Iterable[Record], searches: Sequence[Record]) -> list[float]:
@@ -283,6 +295,8 @@ def run(claim: str, scale: str, parallel: int, overrides: Sequence[str]) -> int:
     for sweep in module.sweeps(scale, folder):
         words = [*sweep.words(claim, scale), *left, f"hydra.launcher.parallel={parallel}"]
         words += [f"hydra.sweep.dir={folder / sweep.name}", *overrides]
+        if sweep.command == "compare":
+            words = [*sweep.words(claim, scale), f"output={folder / sweep.name}", *overrides]
         sys.stdout.write(f"mae-nas {shlex.join(words)}\n")
         sys.stdout.flush()
         ended, is_stopped = _start(words)
@@ -318,8 +332,7 @@ def _start(words: Sequence[str]) -> tuple[int, bool]:
 def repeat(record: Record, folder: Path) -> list[str]:
     """Run the command that a record names into `folder`; what then differs, a line each."""
     words = [word for word in record["overrides"] if not word.startswith(("hydra.", "resume="))]
-    verb = "train" if is_training(record) else "search"
-    code, _ = _start([verb, *words, f"hydra.run.dir={folder}"])
+    code, _ = _start([command_of(record["config"]), *words, f"hydra.run.dir={folder}"])
     again = _record(folder)
     if again is None:
         raise ValueError(f"the run did not come to its end, its exit code is {code}")

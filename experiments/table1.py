@@ -71,7 +71,7 @@ class Half:
         yield Sweep("searches", (seeds,), self.experiment)
         genotypes = ",".join([*cells_found(runs / "searches"), cells.removeprefix("genotype=")])
         trained = (f"data={self.data}", f"genotype={genotypes}", seeds, *training)
-        yield Sweep("networks", trained, is_training=True)
+        yield Sweep("networks", trained, command="train")
 
     def tables(self, records: Sequence[Record]) -> str:
         """What was trained here; then the paper's rows with their cells counted here."""

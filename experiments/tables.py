@@ -9,6 +9,7 @@ from evidence import Record, is_alone, is_training, losses_alone, losses_of
 from inference import compared, detectable, spread
 
 from mae_nas.genotype import PUBLISHED
+from mae_nas.runs.listing import command_of
 
 ALONE = "all with one seed and one mask (ratio .5, patch 8, `hierarchical`)"
 
@@ -28,9 +29,11 @@ def costs(records: Sequence[Record]) -> str:
         for r in records
     }
     alone = sum(is_alone(record) or is_training(record) for record in records)
-    searches = len(records) - alone
+    pretrained = sum(command_of(record["config"]) == "pretrain" for record in records)
+    searches = len(records) - alone - pretrained
     words = f"{searches} search" + ("" if searches == 1 else "es")
     words += f" and {alone} trainings of given cells" if alone else ""
+    words += f" and {pretrained} pretrainings" if pretrained else ""
     return (
         f"{words}, {hours:.1f} hours in all, on "
         f"{', '.join(sorted(devices))}; commits {', '.join(sorted(commits))}.\n"

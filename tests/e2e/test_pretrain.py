@@ -270,8 +270,8 @@ def test_probe_says_what_features_are_worth(
         assert 1 < network["rank_me"] < 64
         low, high = network["knn"]["interval"]
         assert 0.1 < low < network["knn"]["top1"] < high  # better than chance
-        assert network["few_0.1"]["images"] == 40
-        assert set(network["few_0.01"]) == {"images", "knn", "linear"}
+        assert network["few_10"]["images"] == 40
+        assert set(network["few_1"]) == {"images", "knn", "linear"}
     assert main(["probe", *given]) == 0
     page = capsys.readouterr().out
     assert "400 training images, 359 test images" in page

@@ -36,11 +36,11 @@ def embed(arguments: Sequence[str]) -> str:
     from rich.console import Console  # and torch, seconds
 
     from mae_nas.cli.assemble import progress
-    from mae_nas.cli.encoded import device_named, load_encoder, shown
+    from mae_nas.cli.encoded import computing_device, load_encoder, shown
     from mae_nas.data.stream import stream
     from mae_nas.runs.embedding import PartialTable, features_of, fingerprint, identity_of
 
-    device = device_named(options["device"], options["threads"])
+    device = computing_device(options)
     stored, file = load_encoder(options["checkpoint"], device)
     console = Console(stderr=True)
     store = shown(stored, given.overrides, file, console)

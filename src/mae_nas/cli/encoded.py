@@ -1,6 +1,6 @@
 """A stored network with images to show it: what `embed` and `probe` begin with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,25 +9,18 @@ from rich.console import Console
 from mae_nas.cli.arguments import whole_number
 from mae_nas.cli.assemble import progress
 from mae_nas.cli.images import named_source
-from mae_nas.cli.spelling import suggest
+from mae_nas.cli.place import DEVICES, check_choices, named_device
 from mae_nas.data import ImageSource, ImageStore
 from mae_nas.network.stored import Stored, restore
 from mae_nas.runs.checkpoint import checkpoint_in, read_checkpoint
-from mae_nas.runs.trainer import device_type
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def device_named(name: str, threads: str) -> torch.device:
-    """Where to compute, with so many threads; ValueError in one line if it is not here."""
-    if name not in DEVICES:
-        raise ValueError(f"device={name}: use {', '.join(DEVICES)}{suggest(name, DEVICES)}")
-    if threads:
-        torch.set_num_threads(whole_number("threads", threads))
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if name in available and not available[name]():
-        raise ValueError(f"device={name}: none is here; use auto or cpu")
-    return torch.device(device_type(name))
+def computing_device(options: Mapping[str, str]) -> torch.device:
+    """That of `device=`, with `threads=` threads; ValueError in one line if it is not here."""
+    check_choices(options, {"device": DEVICES})
+    if options["threads"]:
+        torch.set_num_threads(whole_number("threads", options["threads"]))
+    return named_device(options["device"])
 
 
 def load_encoder(text: str, device: torch.device) -> tuple[Stored, Path]:

@@ -14,6 +14,7 @@ mae-nas: label-free architecture search by masked image reconstruction
   mae-nas test checkpoint=RUN        how accurate it is on test images
   mae-nas embed checkpoint=RUN       features of images, as a file
   mae-nas probe checkpoint=RUN       what those features are worth: kNN, linear probe, RankMe
+  mae-nas compare genotypes=... models=...   networks pretrained alike, equally fast
   mae-nas export checkpoint=RUN      the trained network as a file: safetensors, timm, ONNX, torch
   mae-nas runs [FOLDER]              what became of the searches in a folder
   mae-nas report FOLDER...           runs or sweeps as one page

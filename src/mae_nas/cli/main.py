@@ -211,8 +211,8 @@ def _complain(error: ValueError | OSError | MemoryError) -> None:
         sys.stderr.write(f"mae-nas: {line}\n")
 
 
-ANSWERS = ("test", "export", "embed", "probe", "derive", "inspect", "runs", "report", "draw")
-ANSWERS += ("profile", "sample", "bench")
+ANSWERS = ("test", "export", "embed", "probe", "derive", "compare", "inspect", "runs")
+ANSWERS += ("report", "draw", "profile", "sample", "bench")
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     **{name: partial(_start, name) for name in ("search", "train", "pretrain")},
     **{name: partial(_answer, name) for name in ANSWERS},

@@ -40,15 +40,12 @@ class MaskedRun(Run[M], Generic[M]):
     def announce(self) -> None:
         announce_data(self)
         masking, module = self.masking, self.module
-        whole = module.epochs * module.steps_per_epoch
         log.info(
-            "mask ratio %g (%g in whole patches of %d × %d), %s; %s of %d steps%s; precision %s",
+            "mask ratio %g (%g in whole patches of %d × %d), %s; %s; precision %s",
             *(masking.ratio, masking.effective_ratio(self.data.side)),
             *(masking.patch_size, masking.patch_size, masking.mode),
             *(
-                counted(module.epochs, "epoch"),
-                module.steps_per_epoch,
-                "" if self.last_step == whole else f", {self.last_step} of {whole} in all",
+                length_in_words(module, self.last_step),
                 self.config["trainer"]["precision"],
             ),
         )
@@ -73,6 +70,14 @@ class MaskedRun(Run[M], Generic[M]):
         if not record["beats_yardsticks"]:
             missed = {k: v for k, v in self.yardsticks.items() if last.held_out_loss >= v}
             log.warning("no better than %s: nothing learned yet", yardstick_words(missed))
+
+
+def length_in_words(module: MaskedModule, last_step: int) -> str:
+    """Of the schedule, and where the run ends if that is earlier."""
+    said = f"{counted(module.epochs, 'epoch')} of {module.steps_per_epoch} steps"
+    if module.length != module.epochs * module.steps_per_epoch:
+        said = f"{module.length} steps ({module.length / module.steps_per_epoch:.2f} epochs)"
+    return said if last_step == module.length else f"{said}, {last_step} of {module.length} in all"
 
 
 def yardsticks_of(objective: Objective, data: StepData) -> dict[str, float]:

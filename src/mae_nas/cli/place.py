@@ -16,7 +16,7 @@ _SIZES = ("width", "depth", "stem", "auxiliary")
 PLACE = {"network": "cifar", **{f"network.{key}": "" for key in _SIZES}}
 PLACE |= {"classes": "", "side": "", "channels": ""}
 """Default of each option that `read_place` reads."""
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def check_choices(options: Mapping[str, str], choices: Mapping[str, Sequence[str]]) -> None:
@@ -68,10 +68,12 @@ def named_device(name: str) -> "torch.device":
     """The device that `device=NAME` means here; ValueError in one line if there is none."""
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch finds no CUDA device here; use device=cpu")
-    is_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if is_cuda else "cpu")
+    from mae_nas.network.latency import device_type
+
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name in available and not available[name]():
+        raise ValueError(f"device={name}: torch finds none here; use device=cpu")
+    return torch.device(device_type(name))
 
 
 def million(key: str, text: str) -> float:

@@ -11,8 +11,8 @@ import torch
 
 from mae_nas.cli.run import Run
 from mae_nas.data import StepData
+from mae_nas.network.latency import device_type
 from mae_nas.runs.measure import StepCost, is_out_of_memory, measure_step
-from mae_nas.runs.trainer import device_type
 
 log = logging.getLogger("mae_nas")
 AnyRun = TypeVar("AnyRun", bound=Run[Any])

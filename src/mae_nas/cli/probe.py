@@ -1,11 +1,12 @@
 """`mae-nas probe`: what frozen features are worth, with labels and without."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mae_nas.cli.arguments import read_arguments, seed_number, whole_number
+from mae_nas.cli.place import check_choices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ from 1 % and 10 % of the labels. Intervals are 95 %, over test images alone.
   probes=auto|rank_me|knn,linear,few   auto: all that the images have labels for
   most=        training images to use, drawn by the seed; default: all
   seed=0       of the random weights, of what few labels are, and of held-out images
+  beside=random|none   whether a network with random weights is probed as well
   batch=64 threads= device=auto|cpu|cuda|mps   how features are computed
   output=FILE  the answer as JSON as well
   format=text|json
@@ -36,7 +38,7 @@ PROBES = ("rank_me", "knn", "linear", "few")
 SHARES = (0.01, 0.1)
 _CALIBRATION = 50  # batches whose statistics the norms of random weights have
 _DEFAULTS = {"checkpoint": "", "probes": "auto", "most": "", "seed": "0", "batch": "64"}
-_DEFAULTS |= {"threads": "", "device": "auto", "output": "", "format": "text"}
+_DEFAULTS |= {"beside": "random", "threads": "", "device": "auto", "output": "", "format": "text"}
 
 
 class Part(NamedTuple):
@@ -51,6 +53,7 @@ def probe(arguments: Sequence[str]) -> str:
     given = read_arguments("probe", arguments, _DEFAULTS, overrides=True)
     options = given.options
     wanted = _wanted(options["probes"])
+    check_choices(options, {"beside": ("random", "none")})
     size, seed = whole_number("batch", options["batch"]), seed_number(options["seed"])
     most = whole_number("most", options["most"]) if options["most"] else None
     output = Path(options["output"]) if options["output"] else None
@@ -59,14 +62,14 @@ def probe(arguments: Sequence[str]) -> str:
 
     from rich.console import Console  # and torch, seconds
 
-    from mae_nas.cli.encoded import device_named, load_encoder, read
+    from mae_nas.cli.encoded import computing_device, load_encoder, read
     from mae_nas.cli.images import named_source
     from mae_nas.data.stream import stream
     from mae_nas.network.stored import untrained
     from mae_nas.runs.checkpoint import read_checkpoint
     from mae_nas.runs.files import write_json
 
-    device = device_named(options["device"], options["threads"])
+    device = computing_device(options)
     stored, file = load_encoder(options["checkpoint"], device)
     source = named_source(given.overrides, file, stored.preprocessing.side)
     store = read(source, Console(stderr=True))
@@ -75,10 +78,9 @@ def probe(arguments: Sequence[str]) -> str:
     train = Part(stored.preprocessing.apply(train.store), _drawn(train.positions, most, seed))
     test = test and Part(stored.preprocessing.apply(test.store), test.positions)
     calibration = stream(train.store, train.positions[: _CALIBRATION * size], size, device)
-    networks = {
-        "network": stored.network,
-        "random": untrained(read_checkpoint(file), seed, calibration, device),
-    }
+    networks = {"network": stored.network}
+    if options["beside"] == "random":
+        networks["random"] = untrained(read_checkpoint(file), seed, calibration, device)
     facts: dict[str, Any] = {
         "checkpoint": str(file),
         "step": stored.step,
@@ -128,7 +130,7 @@ def worth(
         for share in SHARES:
             few = few_labels(labels, share, seed)
             both = _judged(known[few], labels[few], *others, ("knn", "linear"), seed)
-            found[f"few_{share:g}"] = {"images": len(few), **both}
+            found[_few(share)] = {"images": len(few), **both}
     return found
 
 
@@ -153,6 +155,11 @@ def _judged(
         correct = round(judged["top1"] * len(answers))
         judged["interval"] = list(accuracy_interval(correct, len(answers)))
     return found
+
+
+def _few(share: float) -> str:
+    """The key of what a share of the labels gives: few_10 of ten percent."""
+    return f"few_{100 * share:g}"
 
 
 def _wanted(text: str) -> tuple[str, ...]:
@@ -214,12 +221,16 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['features']} features of step {facts['step']:,}, {facts['train_images']:,} "
         f"training images, {facts['test_images']:,} test images"
     )
-    yield columns(list(_rows(facts["network"], facts["random"])))
+    shown = {"network": "network", "random": "random weights"}
+    yield columns(list(_rows({head: facts[key] for key, head in shown.items() if key in facts})))
 
 
-def _rows(mine: Mapping[str, Any], random: Mapping[str, Any]) -> Iterator[dict[str, object]]:
-    def row(name: str, *values: str) -> dict[str, object]:
-        return dict(zip(("", "network", "random weights"), (name, *values), strict=True))
+def _rows(networks: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, object]]:
+    """A row for each probe, a column for each network."""
+    mine = networks["network"]
+
+    def row(name: str, say: Callable[[Mapping[str, Any]], str]) -> dict[str, object]:
+        return {"": name, **{head: say(found) for head, found in networks.items()}}
 
     def share(found: Mapping[str, Any]) -> str:
         low, high = found["interval"]
@@ -227,11 +238,11 @@ def _rows(mine: Mapping[str, Any], random: Mapping[str, Any]) -> Iterator[dict[s
         return f"{found['top1']:.1%} [{low:.1%}, {high:.1%}]" + "".join(notes)
 
     if "rank_me" in mine:
-        yield row("RankMe", *(f"{found['rank_me']:.1f}" for found in (mine, random)))
+        yield row("RankMe", lambda found: f"{found['rank_me']:.1f}")
     for key, name in (("knn", "kNN"), ("linear", "linear probe")):
         if key in mine:
-            yield row(name, share(mine[key]), share(random[key]))
-        for few in (f"few_{each:g}" for each in SHARES):
+            yield row(name, lambda found, key=key: share(found[key]))
+        for few in map(_few, SHARES):
             if few in mine:
                 said = f"{name}, {mine[few]['images']:,} labels"
-                yield row(said, share(mine[few][key]), share(random[few][key]))
+                yield row(said, lambda found, key=key, few=few: share(found[few][key]))

@@ -47,7 +47,7 @@ def profile(arguments: Sequence[str]) -> str:
     others = [word for word in arguments if not word.startswith("genotype=")]
     options = dict(read_arguments("profile", others, {**_DEFAULTS, "genotype": ""}).options)
     check_choices(options, _CHOICES)
-    genotypes = list(_genotypes([word.partition("=")[2] for word in named]))
+    genotypes = list(genotypes_named([word.partition("=")[2] for word in named]))
     if not genotypes:
         raise ValueError("genotype: needed, e.g. mae-nas profile genotype=DARTS_V2")
     if options["speed"] == "false" and not any(word.startswith("beside=") for word in others):
@@ -63,7 +63,7 @@ def profile(arguments: Sequence[str]) -> str:
     return "\n".join(_page(rows, options))
 
 
-def _genotypes(texts: Sequence[str]) -> Iterator[tuple[str, Genotype]]:
+def genotypes_named(texts: Sequence[str]) -> Iterator[tuple[str, Genotype]]:
     """Name and genotype of each; names and files may be listed with commas."""
     unquoted = (text[1:-1] if text[:1] == text[-1:] == '"' else text for text in texts)
     for number, text in enumerate(unquoted, 1):

@@ -11,10 +11,10 @@ from rich.console import Console
 from mae_nas.cli.check import check
 from mae_nas.cli.drive import data_hash
 from mae_nas.cli.train import LAYOUT, TrainRun, prepare
+from mae_nas.network.latency import device_type
 from mae_nas.runs.checkpoint import check_fits, checkpoint_in, read_checkpoint
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.listing import command_of
-from mae_nas.runs.trainer import device_type
 
 _MAY_DIFFER = ("data.root", "data.test", "data.cache", "trainer.accelerator")
 

@@ -70,6 +70,14 @@ def _timing(batch: int, values: list[float]) -> Timing:
     return Timing(batch, len(values), min(values), low, median, high)
 
 
+def device_type(accelerator: str) -> str:
+    """Where `accelerator` computes on this computer: cpu, cuda or mps."""
+    if accelerator != "auto":
+        return accelerator
+    others = "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else others
+
+
 def describe_device(device: torch.device) -> dict[str, object]:
     """What computes, in JSON's types."""
     if device.type == "cuda":

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from mae_nas.checks import Checked
+from mae_nas.network.latency import device_type
 from mae_nas.runs.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger("mae_nas")
@@ -197,14 +198,6 @@ class Efficiency(Means):
             yield f"cell {self.cell!r}: must be fused or reference"
         if self.recompute and self.cell == "reference":
             yield "recompute: is of the fused cell; leave it out, or use efficiency=fused"
-
-
-def device_type(accelerator: str) -> str:
-    """Where `accelerator` computes on this computer: cpu, cuda or mps."""
-    if accelerator != "auto":
-        return accelerator
-    others = "mps" if torch.backends.mps.is_available() else "cpu"
-    return "cuda" if torch.cuda.is_available() else others
 
 
 def automatic_precision(accelerator: str) -> Precision:

@@ -1,0 +1,303 @@
+"""`mae-nas compare`: networks pretrained alike, equally fast, and what their features are worth."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
+from mae_nas.cli.spelling import quoted
+
+if TYPE_CHECKING:
+    import torch
+
+    from mae_nas.cli.jobs import Job
+    from mae_nas.cli.launcher import Signals
+
+USAGE = """\
+mae-nas compare genotypes=A,B,random:0 models=resnet18 [budget_minutes=10] [seeds=3] [KEY=VALUE ...]
+
+Are the features of a found network better than those of a random one, or of a network of timm that
+is as fast? All are pretrained for the same minutes on the same images, masks and seeds, the widths
+of genotypes chosen so that they take as long as the first model (or latency_ms=), measured here;
+then probed. Stopped, it goes on where it was.
+  genotypes, models    with commas; files, run folders, names, random:SEED; models of timm
+  budget_minutes=10    of each pretraining, in steps by what a step takes here
+  seeds=3              0, 1, 2, ...
+  latency_ms=          that all genotypes are to take; by default what the first model takes
+  batch=1 threads=1    how latency is measured; threads are those of training as well
+  most=                training images that probes use; default: all
+  output=runs/compare  folder of the runs, compare.json, compare.png
+  data=, mask.ratio=, network=cifar_small, ...   keys of mae-nas pretrain
+  format=text|json
+"""
+
+_DEFAULTS = {"genotypes": "", "models": "", "budget_minutes": "10", "seeds": "3"}
+_DEFAULTS |= {"latency_ms": "", "batch": "1", "threads": "1", "most": ""}
+_DEFAULTS |= {"output": "runs/compare", "format": "text"}
+_SECONDS = 1.0  # of each measurement of a latency
+MEASURES = {
+    "rank_me": "RankMe",
+    "knn.top1": "kNN",
+    "linear.top1": "linear probe",
+    "few_1.linear.top1": "linear, 1 % of labels",
+    "few_10.linear.top1": "linear, 10 % of labels",
+}
+log = logging.getLogger("mae_nas")
+
+
+def compare(arguments: Sequence[str]) -> str:
+    """Pretrain, probe and compare; the table, or JSON."""
+    given = read_arguments("compare", arguments, _DEFAULTS, overrides=True)
+    options = given.options
+    decimal_number("budget_minutes", options["budget_minutes"])
+    numbers = {key: whole_number(key, options[key]) for key in ("seeds", "batch", "threads")}
+    names = _names(options)
+
+    from mae_nas.cli.launcher import LauncherSettings, Signals, run_jobs
+
+    output = Path(options["output"])
+    signals = Signals()
+    try:
+        with signals.listening():
+            plan = _plan(names, options, given.overrides, output)
+            jobs = list(_jobs(plan, numbers["seeds"], output))
+            ended = run_jobs(jobs, LauncherSettings(1, "process", {}), signals)
+            rows = list(_rows(plan, ended, options, signals))
+    except KeyboardInterrupt:
+        raise ValueError(f"stopped; the same command goes on in {output}") from None
+    if missing := [job for job in ended if not job.ended]:
+        reasons = "; ".join(f"{job.folder.name}: {job.reason or 'stopped'}" for job in missing[:3])
+        raise ValueError(f"{len(missing)} of {len(jobs)} pretrainings have not ended: {reasons}")
+    return _answer(rows, output, options["format"])
+
+
+def _names(options: Mapping[str, str]) -> dict[str, str]:
+    """What each network is called here: the override that names it to `pretrain`."""
+    from mae_nas.cli.profile import genotypes_named
+
+    models = [name for name in options["models"].split(",") if name]
+    genotypes = [name for name, _ in genotypes_named([options["genotypes"]])]
+    if not genotypes:
+        raise ValueError("genotypes: needed, e.g. genotypes=DARTS_V2,random:0 models=resnet18")
+    if not models and not options["latency_ms"]:
+        raise ValueError("models: needed, e.g. models=resnet18; or latency_ms=")
+    if options["latency_ms"]:
+        decimal_number("latency_ms", options["latency_ms"])
+    named = {_short(text): f"genotype={quoted(text)}" for text in genotypes}
+    named |= {name: f"model={name}" for name in models}
+    if len(named) < len(genotypes) + len(models):
+        raise ValueError("genotypes, models: two of them have the same name")
+    return named
+
+
+def _short(text: str) -> str:
+    """A folder's name for a genotype."""
+    name = Path(text).name if "/" in text else text
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+
+
+def _plan(
+    names: Mapping[str, str], options: Mapping[str, str], overrides: Sequence[str], output: Path
+) -> dict[str, Any]:
+    """Widths, latencies and steps of all networks: measured, or read back from `output`."""
+    from mae_nas.runs.files import read_json, write_json
+
+    file = output / "plan.json"
+    asked = {key: options[key] for key in ("budget_minutes", "latency_ms", "batch", "threads")}
+    asked |= {"networks": dict(names), "overrides": list(overrides)}
+    if file.exists():
+        plan = read_json(file)
+        if not isinstance(plan, dict) or plan.get("asked") != asked:
+            raise ValueError(f"output: {output} holds another comparison; choose another folder")
+        return plan
+    plan = {"asked": asked, **_measured(names, options, overrides)}
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(file, plan)
+    return plan
+
+
+def _measured(
+    names: Mapping[str, str], options: Mapping[str, str], overrides: Sequence[str]
+) -> dict[str, Any]:
+    import torch
+    from rich.console import Console
+
+    from mae_nas.cli.assemble import settle_precision
+    from mae_nas.cli.check import check
+    from mae_nas.cli.compose import compose
+    from mae_nas.cli.logs import say
+    from mae_nas.cli.pretrain import LAYOUT, make_network, prepare
+    from mae_nas.network.complexity import complexity_of
+    from mae_nas.network.latency import describe_device, device_type, time_networks
+    from mae_nas.runs.folder import RunFolder
+    from mae_nas.runs.measure import measure_step
+
+    torch.set_num_threads(int(options["threads"]))
+    common = [*overrides, f"efficiency.threads={options['threads']}"]
+    configs = {
+        name: compose([*common, word], None, "pretrain").config for name, word in names.items()
+    }
+    console, folder = Console(stderr=True), RunFolder(Path(options["output"]) / "none")
+    networks: dict[str, Any] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    image = None
+    for name in sorted(configs, key=lambda name: not configs[name]["model"]):  # the reference first
+        config = configs[name]
+        settle_precision(config)
+        check(config, None, LAYOUT)
+        run = prepare(config, folder, console)
+        if image is None:
+            device = torch.device(device_type(run.settings.accelerator))
+            shape = int(options["batch"]), run.data.channels, run.data.side, run.data.side
+            image = torch.randn(shape, device=device)
+        words = [*common, names[name]]
+        if not config["model"]:
+            reference = float(options["latency_ms"]) / 1e3 if options["latency_ms"] else None
+            width = _width(run, image, reference or next(iter(networks.values())))
+            words.append(f"network.width={width}")
+            config = compose(words, None, "pretrain").config
+            settle_precision(config)
+            run = prepare(config, folder, console)
+        channels, side = run.data.channels, run.data.side
+        networks[name] = make_network(config, channels, side).to(image.device).eval()
+        cost = measure_step(run.module, run.data, run.settings)
+        steps = max(1, round(60 * float(options["budget_minutes"]) / cost.seconds))
+        costs = complexity_of(partial(make_network, config, channels, side), channels, side)
+        facts[name] = {
+            "words": [*words, f"pretraining.steps={steps}"],
+            "width": None if config["model"] else config["network"]["width"],
+            "params": costs.params,
+            "macs": costs.macs,
+            "step_seconds": cost.seconds,
+            "steps": steps,
+        }
+        say(f"{name}: {costs.params / 1e6:.2f} M parameters, {steps} steps of {cost.seconds:.3g} s")
+    assert image is not None
+    for name, timing in time_networks(networks, image, 3 * _SECONDS).items():
+        facts[name]["latency_ms"] = {
+            key: 1e3 * getattr(timing, key) for key in ("low", "median", "high")
+        }
+    return {
+        "networks": {name: facts[name] for name in names},
+        "device": describe_device(image.device),
+    }
+
+
+def _width(run: Any, image: "torch.Tensor", reference: Any) -> int:  # noqa: ANN401
+    from mae_nas.network.complexity import Place
+    from mae_nas.network.scaling import width_as_fast
+
+    network = run.module.network
+    place = Place(network.size, run.data.channels, run.data.side, 0)
+    return width_as_fast(network.genotype, place, image, reference, _SECONDS)
+
+
+def _jobs(plan: Mapping[str, Any], seeds: int, output: Path) -> "Iterator[Job]":
+    from mae_nas.cli.assemble import settle_precision
+    from mae_nas.cli.compose import compose
+    from mae_nas.cli.jobs import Job
+
+    number = 0
+    for seed in range(seeds):  # all networks of a seed, then those of the next
+        for name, facts in plan["networks"].items():
+            words = (*facts["words"], f"seed={seed}")
+            config = compose(list(words), None, "pretrain").config
+            settle_precision(config)
+            point = {"network": name, "seed": str(seed)}
+            yield Job(number, output / f"{name}-seed{seed}", "pretrain", words, point, config)
+            number += 1
+
+
+def _rows(
+    plan: Mapping[str, Any], jobs: "Sequence[Job]", options: Mapping[str, str], signals: "Signals"
+) -> Iterator[dict[str, Any]]:
+    """A record for each pretraining that has ended, its features probed once."""
+    from mae_nas.cli.logs import say
+    from mae_nas.cli.probe import probe
+    from mae_nas.runs.files import read_json
+
+    for job in jobs:
+        if signals.received or not job.ended:
+            continue
+        answer = job.folder / "probe.json"
+        if not answer.exists():
+            say(f"{job.folder.name}: probing")
+            words = [f"checkpoint={job.folder}", f"output={answer}", f"seed={job.point['seed']}"]
+            words += [f"threads={options['threads']}", f"most={options['most']}", "beside=none"]
+            probe(words)
+        summary, found = read_json(job.folder / "summary.json"), read_json(answer)
+        assert isinstance(summary, dict)
+        yield {
+            "network": job.point["network"],
+            "seed": int(job.point["seed"]),
+            "probe": found,
+            **{k: plan["networks"][job.point["network"]][k] for k in _KEPT},
+            **{k: summary[k] for k in ("final", "device", "git", "versions", "wall_seconds")},
+            **{k: summary[k] for k in ("config", "config_hash", "overrides", "yardsticks")},
+        }
+
+
+_KEPT = ("width", "params", "macs", "step_seconds", "steps", "latency_ms")
+
+
+def measured(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
+    """A probe's values by network, a value for each seed; those of a network without are left."""
+    from mae_nas.keys import find
+
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        value = find(row["probe"], f"network.{key}")
+        if isinstance(value, float):
+            found.setdefault(row["network"], []).append(value)
+    return found
+
+
+def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+    """A row for each network: cost, means with intervals, and the first network less it."""
+    from mae_nas.runs.spread import difference, interval
+
+    first = rows[0]["network"]
+    for name in dict.fromkeys(row["network"] for row in rows):
+        facts = next(row for row in rows if row["network"] == name)
+        said = {
+            "network": name,
+            "width": str(facts["width"] or "timm"),
+            "params M": f"{facts['params'] / 1e6:.2f}",
+            "latency ms": "{low:.2f} {median:.2f} {high:.2f}".format(**facts["latency_ms"]),
+            "steps": str(facts["steps"]),
+        }
+        for key, title in MEASURES.items():
+            values = measured(rows, key)
+            if name not in values:
+                continue
+            unit, digits = (1, 1) if key == "rank_me" else (100, 1)
+            mean = unit * sum(values[name]) / len(values[name])
+            low, high = (unit * end for end in interval(values[name]))
+            said[title] = f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+            if name != first:
+                apart, low, high = (unit * each for each in difference(values[first], values[name]))
+                told = "" if low > 0 or high < 0 else ", not distinguishable"
+                said[f"{first} less it, {title}"] = (
+                    f"{apart:+.{digits}f} [{low:+.1f}, {high:+.1f}]{told}"
+                )
+        yield said
+
+
+def _answer(rows: Sequence[Mapping[str, Any]], output: Path, form: str) -> str:
+    from mae_nas.runs.compare_plots import plot_comparison
+    from mae_nas.runs.files import write_json
+
+    write_json(output / "compare.json", list(rows))
+    panels = {title: found for key, title in MEASURES.items() if (found := measured(rows, key))}
+    pictures = plot_comparison(panels, output / "compare")
+    if form == "json":
+        return json.dumps(list(rows), indent=1)
+    table = list(compared(rows))
+    lines = []
+    for row in table:
+        lines += [f"{key:<40} {value}" for key, value in row.items()] + [""]
+    lines += [f"records  {output / 'compare.json'}", *(f"picture  {path}" for path in pictures)]
+    return "\n".join(lines)
