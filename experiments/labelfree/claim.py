@@ -23,7 +23,7 @@ RANDOM = "random:0,random:1"
 
 def sweeps(scale: str, runs: Path) -> Iterator[Sweep]:
     """One search; then networks of its cell, of random ones and ResNet-18, equally fast."""
-    yield Sweep("searches", ("seed=0",), experiment="cifar10")
+    yield Sweep("searches", ("seed=range(0,1)",), experiment="cifar10")
     genotypes = ",".join([*(word.strip('"') for word in cells_found(runs / "searches")), RANDOM])
     words = (f"genotypes={genotypes}", "models=resnet18", *axes_at(scale, AXES))
     yield Sweep("compare", (*words, "data=cifar10", "data.held_out=512"), command="compare")
