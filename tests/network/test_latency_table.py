@@ -1,11 +1,13 @@
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
-from mae_nas.network import NetworkSize
+from mae_nas.network import DerivedNetwork, NetworkSize
 from mae_nas.network.complexity import Place
+from mae_nas.network.latency import Timing
 from mae_nas.network.latency_table import LatencyTable, describe_place, measure_table, read_table
 from mae_nas.spaces import S0, S1, S4, SearchSpace
 from mae_nas.spaces.budgets import cost_of
@@ -13,6 +15,7 @@ from mae_nas.spaces.derivation import random_genotype
 
 PLACE = Place(NetworkSize(4, 3, "cifar"), channels=1, side=8, classes=2)
 CPU = torch.device("cpu")
+INSIDE = {True: "reduce, from inputs", False: "reduce, inside"}
 
 
 def measured(space: SearchSpace) -> LatencyTable:
@@ -42,11 +45,43 @@ def test_predictions_are_those_of_its_costs() -> None:
     assert "of 3 random cells" in table.in_words()
 
 
-def test_a_convolution_takes_longer_than_a_skip() -> None:
-    place = Place(NetworkSize(16, 3, "cifar"), channels=3, side=32, classes=2)
-    table = measure_table(S0(), place, 2, CPU, seconds=0.1, checked=1)
-    for added in table.added.values():
-        assert added["sep_conv_5x5"] > added["skip_connect"]
+@pytest.mark.parametrize("slower", [1.0, 1.25])
+def test_what_each_operation_takes_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, slower: float
+) -> None:
+    """By a clock of which every network's seconds are known: sums, of random cells more."""
+    space, base = S0(), 5.0
+    order = sorted({name for names in space.primitives("normal") for name in names})
+    probed = {"normal": 1.0, "reduce, from inputs": 3.0, "reduce, inside": 10.0}
+
+    def cost(position: str, name: str) -> float:
+        if name == "skip_connect":
+            return 7.0 if position == "reduce, from inputs" else 0.0
+        return probed[position] * (1 + order.index(name))
+
+    def seconds(network: DerivedNetwork) -> float:
+        kinds = network.genotype.cells
+        return base + sum(
+            cost(kind if kind == "normal" else INSIDE[edge.source < 2], edge.primitive)
+            for kind, cell in kinds.items()
+            for edge in cell.edges
+        )
+
+    def taken(networks: Mapping[str, DerivedNetwork], *_: object) -> dict[str, Timing]:
+        found = {}
+        for name, network in networks.items():
+            s = seconds(network) * (slower if ":" in name else 1)
+            found[name] = Timing(1, 5, s, s, s, s)
+        return found
+
+    monkeypatch.setattr("mae_nas.network.latency_table.time_networks", taken)
+    table = measure_table(space, PLACE, 2, CPU, seconds=0.001, checked=4)
+    assert table.base == round(1e9 * base * slower)
+    for position, added in table.added.items():
+        for name, nanoseconds in added.items():
+            wanted = 1e9 * cost(position, name) * slower
+            assert nanoseconds == pytest.approx(wanted, abs=1), (position, name)
+    assert max(table.errors()) < 1e-6
 
 
 def test_a_table_is_read_back_for_the_same_place_alone() -> None:

@@ -79,9 +79,9 @@ def _names(options: Mapping[str, str]) -> dict[str, str]:
     from mae_nas.cli.profile import genotypes_named
 
     models = [name for name in options["models"].split(",") if name]
-    genotypes = [name for name, _ in genotypes_named([options["genotypes"]])]
-    if not genotypes:
+    if not options["genotypes"]:
         raise ValueError("genotypes: needed, e.g. genotypes=DARTS_V2,random:0 models=resnet18")
+    genotypes = [name for name, _ in genotypes_named([options["genotypes"]])]
     if not models and not options["latency_ms"]:
         raise ValueError("models: needed, e.g. models=resnet18; or latency_ms=")
     if options["latency_ms"]:

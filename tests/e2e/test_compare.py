@@ -1,0 +1,99 @@
+"""`mae-nas compare`: equally fast networks, pretrained and probed once, and a table of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mae_nas.cli.compare import compared
+from mae_nas.cli.main import main
+
+TINY = [
+    *("compare", "genotypes=DARTS_V1,random:0", "models=resnet18", "seeds=2", "most=100"),
+    *("budget_minutes=0.0001", "network=tiny", "data.batch_size=32", "data.held_out=20"),
+    *("trainer.accelerator=cpu", "output=out"),
+]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_made_once_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*TINY, "format=json"]) == 0
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [(row["network"], row["seed"]) for row in rows] == [
+        (name, seed) for seed in (0, 1) for name in ("DARTS_V1", "random_0", "resnet18")
+    ]
+    for row in rows:
+        assert row["final"]["step"] == row["steps"]
+        assert row["probe"]["train_images"] == 100
+        assert (row["width"] is None) == (row["network"] == "resnet18")
+        assert row["config"]["pretraining"]["steps"] == row["steps"]
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
+    # A job and an answer that are gone are made again, the same; nothing else is.
+    gone = tmp_path / "out" / "random_0-seed1"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/summary.json")}
+    (gone / "probe.json").unlink()
+    capsys.readouterr()
+    assert main(TINY) == 0
+    said = capsys.readouterr().out
+    assert said.count("finished already") == 6
+    assert said.count(": probing") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert json.loads((tmp_path / "out" / "compare.json").read_text()) == rows
+    assert "DARTS_V1 less it, linear probe" in said
+    assert main([*TINY, "batch=2"]) == 2
+    assert "out holds another comparison" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["models=resnet18"], "genotypes: needed"),
+        (["genotypes=DARTS_V1"], "models: needed"),
+        (["genotypes=DARTS_V1", "models=resnet19"], "model: resnet19: timm has no such model"),
+        (["genotypes=DARTS_V9", "models=resnet18"], "genotype 'DARTS_V9': no such file"),
+        (["genotypes=DARTS_V1,DARTS_V1", "models=resnet18"], "two of them have the same name"),
+        (["genotypes=DARTS_V1", "models=resnet18", "budget_minutes=0"], "budget_minutes=0: must"),
+        (["genotypes=DARTS_V1", "models=resnet18", "seeds=x"], "seeds=x: must be a whole"),
+        (["genotypes=DARTS_V1", "latency_ms=-1"], "latency_ms=-1: must be a number above 0"),
+        (["genotypes=DARTS_V1", "models=resnet18", "mask.rato=1"], "mask.rato: no such key"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *words, "network=tiny"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def row(network: str, seed: int, linear: float, rank: float) -> dict[str, Any]:
+    return {
+        "network": network,
+        "seed": seed,
+        "width": 4,
+        "params": 1.5e6,
+        "steps": 9,
+        "latency_ms": {"low": 1.0, "median": 1.25, "high": 2.0},
+        "probe": {"network": {"linear": {"top1": linear}, "rank_me": rank}},
+    }
+
+
+def test_what_cannot_be_told_is_said() -> None:
+    rows = [row("a", i, 0.5 + 0.01 * i, 7.0 + i) for i in range(3)]
+    rows += [row("b", i, 0.5 + 0.01 * i, 70.0 + i) for i in range(3)]
+    first, second = compared(rows)
+    assert first["linear probe"] == "51.0 [48.5, 53.5]"  # t of 2, 4.303, by 1 / √3
+    assert "kNN" not in first
+    assert not any("less" in key for key in first)
+    assert second["a less it, linear probe"] == "+0.0 [-2.3, +2.3], not distinguishable"
+    assert second["a less it, RankMe"] == "-63.0 [-65.3, -60.7]"
