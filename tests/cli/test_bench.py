@@ -60,14 +60,15 @@ def test_a_training_step_is_timed_beside_the_plain_one(capsys: Captured, tmp_pat
     small = ["width=4", "depth=3", "side=16", "batch=6", "repeats=2"]
     words = ["bench", "train", *small, "genotype=PDARTS", f"record={tmp_path}/deep/records.jsonl"]
     assert main([*words, "format=json"]) == 0
-    plain, ours = json.loads(capsys.readouterr().out)
+    plain, ours, pretraining = json.loads(capsys.readouterr().out)
+    assert pretraining["name"] == "pretraining"
     assert (plain["name"], ours["name"], plain["ratio"]) == ("plain", "ours", 1.0)
     assert ours["ratio"] == pytest.approx(plain["seconds"] / ours["seconds"])
     assert ours["images_per_second"] == pytest.approx(6 / ours["seconds"])
     assert ours["hours"] == pytest.approx(600 * 50_000 / 6 * ours["seconds"] / 3600)
     assert 0 < ours["of_multiplication_rate"] < 1
     record = json.loads((tmp_path / "deep" / "records.jsonl").read_text())
-    assert record["rows"] == [plain, ours]
+    assert record["rows"] == [plain, ours, pretraining]
     assert record["setting"]["genotype"] == "PDARTS"
     assert main(["bench", "train", "width=5"]) == 2
     assert "width 5: must be even" in capsys.readouterr().err

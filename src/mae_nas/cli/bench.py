@@ -89,7 +89,7 @@ def _bench_train(arguments: Sequence[str]) -> str:
     torch.set_num_threads(numbers["threads"])
     genotype = named_genotype(options["genotype"], S0())
     place = Place(NetworkSize(numbers["width"], numbers["depth"]), 3, numbers["side"], 10)
-    total, done = numbers["repeats"] * len(TRAIN_WAYS), count(1)
+    total, done = numbers["repeats"] * (len(TRAIN_WAYS) + 1), count(1)
     with progress(Console(stderr=True), "timing steps") as on_progress:
         rows = compare_training(
             genotype,

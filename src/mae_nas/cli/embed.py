@@ -2,8 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mae_nas.cli.arguments import read_arguments, whole_number
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mae_nas.data import ImageStore
 
 USAGE = """\
 mae-nas embed checkpoint=RUN|FILE output=FILE [data=folder data.root=... ...] [KEY=VALUE ...]
@@ -13,12 +20,20 @@ and started again; memory holds one batch.
   checkpoint   a run folder, or a checkpoint alone
   data=, data.root=, ...   the images; by default the training images of the run
   output       .npz (arrays `features` (N, D) float32 and `files` (N,)) or .csv (a line an image)
+  neighbours=FILE   a picture (.png) of some images, each beside those of the nearest features
   batch=64     images at a time
   threads=     of the CPU; by default torch's choice
   device=auto|cpu|cuda|mps
 """
 
-_DEFAULTS = {"checkpoint": "", "output": "", "batch": "64", "threads": "", "device": "auto"}
+_DEFAULTS = {
+    "checkpoint": "",
+    "output": "",
+    "neighbours": "",
+    "batch": "64",
+    "threads": "",
+    "device": "auto",
+}
 
 
 def embed(arguments: Sequence[str]) -> str:
@@ -30,6 +45,9 @@ def embed(arguments: Sequence[str]) -> str:
         raise ValueError(
             f"output={options['output']}: name a .npz or .csv file, e.g. output=features.npz"
         )
+    picture = Path(options["neighbours"]) if options["neighbours"] else None
+    if picture is not None and (picture.suffix != ".png" or picture.is_dir()):
+        raise ValueError(f"neighbours={picture}: name a .png file, e.g. neighbours=alike.png")
     if output.exists():
         raise ValueError(f"output: {output} is there already; choose another, or remove it")
 
@@ -61,9 +79,22 @@ def embed(arguments: Sequence[str]) -> str:
             table.fill(rows, done // size * size, features_of(stored.network, batches), on_rows)
     except KeyboardInterrupt:
         raise ValueError(f"stopped; the same command goes on from {table.folder}") from None
+    said = [] if picture is None else _drawn(rows, store, picture)
     table.finish(rows, store.files)
     begun = f" ({done:,} of them were there already)" if done else ""
-    return (
+    first = (
         f"features   {output}: {len(store):,} images{begun}, {table.columns} features each, of "
         f"step {stored.step:,}"
     )
+    return "\n".join([first, *said])
+
+
+def _drawn(features: "NDArray[np.float32]", store: "ImageStore", picture: Path) -> list[str]:
+    """The picture of neighbours, if there are any; what to say of it."""
+    from mae_nas.runs.neighbour_plots import plot_neighbours
+
+    if len(store) < 2:
+        return ["no picture: there is one image"]
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    pictures = plot_neighbours(features, store, picture)
+    return [f"neighbours {path}" for path in pictures]

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mae_nas.batch import Batch
+from mae_nas.decoders import HierarchicalDecoder
 from mae_nas.genotype import Genotype
+from mae_nas.masking import Masking
 from mae_nas.network.complexity import Place, kept_bytes, measure_complexity
+from mae_nas.network.pretraining import PretrainModule, PretrainSettings
 from mae_nas.network.regularisers import cutout, keep_paths
+from mae_nas.objectives import Reconstruction
 from mae_nas.runs.bench import copy_rate, multiplication_rate
 from mae_nas.search.optimizers import make_fused
 
@@ -44,11 +48,12 @@ TRAIN_WAYS: Mapping[str, TrainWay] = {
 def compare_training(
     genotype: Genotype, place: Place, batch: int, repeats: int, on_step: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    """A row for each way: seconds of the processor, ratio to `plain`, images a second, memory.
+    """A row for each way and for pretraining: seconds, ratio to `plain`, images a second, memory.
 
-    `hours` are what the 600 epochs of CIFAR-10 would take so; fractions are those of the rates of
-    large matrix products, by three times the forward multiply-adds, and of copying, by twice what
-    is kept for the gradients.
+    Seconds are the processor's. `pretraining` is a step of the masked pretraining of the same
+    network, decoder included. `hours` are what the 600 epochs of CIFAR-10 would take so; fractions
+    are those of the rates of large matrix products, by three times the forward multiply-adds, and
+    of copying, by twice what is kept for the gradients.
 
     Args:
         genotype: of the network.
@@ -57,7 +62,10 @@ def compare_training(
         repeats: rounds in which both ways take their turn; times are medians.
         on_step: called after each timed step.
     """
-    steps = {name: _TrainStep(way, genotype, place, batch) for name, way in TRAIN_WAYS.items()}
+    steps: dict[str, _TrainStep | _PretrainStep] = {
+        name: _TrainStep(way, genotype, place, batch) for name, way in TRAIN_WAYS.items()
+    }
+    steps["pretraining"] = _PretrainStep(genotype, place, batch)
     kept = {name: kept_bytes(step.loss, step.weights) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
@@ -110,6 +118,33 @@ class _TrainStep:
         if auxiliary is None:
             return loss
         return loss + 0.4 * functional.cross_entropy(auxiliary, self.labels)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        nn.utils.clip_grad_norm_(self.weights, 5.0)
+        self.optimizer.step()
+
+
+class _PretrainStep:
+    """One step of masked pretraining, as `mae-nas pretrain` takes it by default."""
+
+    def __init__(self, genotype: Genotype, place: Place, batch: int) -> None:
+        torch.manual_seed(0)
+        size = replace(place.size, auxiliary=False)
+        self.network = replace(place, size=size, classes=0).network(genotype)
+        features = self.network.feature_info
+        decoder = HierarchicalDecoder(features, place.channels)
+        objective = Reconstruction(decoder, features, place.side, Masking())
+        settings = PretrainSettings(partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05))
+        self.module = PretrainModule(self.network, objective, settings, EPOCHS, 1, batch)
+        self.weights: Sequence[nn.Parameter] = self.module.weights
+        self.optimizer = self.module.configure_optimizers()
+        images = torch.randn(batch, place.channels, place.side, place.side)
+        self.batch = Batch(images, torch.arange(batch), 1)
+
+    def loss(self) -> Tensor:
+        return self.module.loss(self.batch)[0]
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
