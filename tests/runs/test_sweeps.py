@@ -86,6 +86,12 @@ def test_one_axis_gives_curves_and_two_give_maps(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "maps").iterdir()} == {"sweep.png", "sweep.svg"}
 
 
+def test_many_long_values_leave_room_for_the_curve(tmp_path: Path) -> None:
+    names = [f'"runs/table3-small/searches/decoder=simmim,seed={i},space=s0"' for i in range(98)]
+    plot_sweep([row(genotype=name) for name in names], tmp_path)  # a warning would be an error
+    assert (tmp_path / "sweep.png").exists()
+
+
 def test_only_what_came_to_its_end_is_in_the_picture(tmp_path: Path) -> None:
     rows = [row(r="1"), row(r="2"), row("stopped", 99.0, r="1"), row("failed", 99.0, r="2")]
     plot_sweep(rows, tmp_path)

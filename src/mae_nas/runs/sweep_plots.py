@@ -17,6 +17,7 @@ from mae_nas.runs.canvas import ARCHITECTURE, FAINT, MUTED, WEIGHT
 from mae_nas.runs.sweeps import SweepRow
 
 REPEATS = "seed"  # the axis that is averaged over
+_LONGEST, _MOST_LABELS = 20, 24  # characters; names below a curve
 Measure = Callable[[SweepRow], float | None]
 PANELS: Mapping[str, Mapping[str, tuple[str, Measure]]] = {
     "search": {
@@ -70,7 +71,7 @@ def _curves(rows: Sequence[SweepRow], axis: str) -> Figure:
         for place, measured in known:
             panel.plot([place] * len(measured), measured, "o", color=colour, ms=5, alpha=0.7)
         panel.set(title=_titled(key, title, rows), xlabel=axis)
-        panel.set_xticks(places, names)
+        _label(panel, places, names)
         if key == "skips":
             panel.set_ylim(-0.4, max(8.0, max(mean, default=0)) + 0.6)
             panel.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -109,8 +110,8 @@ def _heat_maps(
                 _draw_cell(panel, (x, y), _at(inside, cell), measure, limits, in_cells)
             named = ", ".join(f"{key}={value}" for key, value in facet.items())
             panel.set_title("\n".join(filter(None, [_titled(key, title, inside), named])))
-            panel.set_xticks(range(len(values[across])), values[across])
-            panel.set_yticks(range(len(values[down])), values[down])
+            panel.set_xticks(range(len(values[across])), list(map(_short, values[across])))
+            panel.set_yticks(range(len(values[down])), list(map(_short, values[down])))
             panel.set(xlabel=across, ylabel=down, aspect="auto")
             panel.set(xlim=(-0.5, len(values[across]) - 0.5), ylim=(len(values[down]) - 0.5, -0.5))
             panel.grid(visible=False)
@@ -164,6 +165,19 @@ def _at(rows: Sequence[SweepRow], point: Mapping[str, str]) -> list[SweepRow]:
 def _measured(rows: Sequence[SweepRow], measure: Measure) -> list[float]:
     found = [measure(row) for row in rows if row.has_result]
     return [value for value in found if value is not None]
+
+
+def _short(name: str) -> str:
+    """The end of a name, where names of files and genotypes differ."""
+    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
+
+
+def _label(panel: Axes, places: Sequence[float], names: Sequence[str]) -> None:
+    """Names below their places, of many values every so manieth; upright where they are long."""
+    step = -(-len(names) // _MOST_LABELS)
+    shown = [_short(name) for name in names[::step]]
+    is_long = sum(map(len, shown)) > _LONGEST * 2
+    panel.set_xticks(places[::step], shown, rotation=90 if is_long else 0)
 
 
 def _places(names: Sequence[str]) -> list[float]:
