@@ -154,6 +154,14 @@ def test_steps_are_the_length_of_the_schedule(pretrain: Pretrain, tmp_path: Path
     assert rates == pytest.approx([whole * share for share in (1, 1, 0.75, 0.25)])
 
 
+@pytest.mark.parametrize("more", [["decoder=unet"], ["decoder=simmim", "objective.norm_pix=true"]])
+def test_decoders_and_targets_are_those_of_a_search(
+    pretrain: Pretrain, tmp_path: Path, more: list[str]
+) -> None:
+    assert pretrain("hydra.run.dir=run", *more, "pretraining.steps=2") == 0
+    assert summary(tmp_path / "run")["state"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,6 @@ from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
 from mae_nas.cli.spelling import quoted
 
 if TYPE_CHECKING:
-    import torch
-
     from mae_nas.cli.jobs import Job
     from mae_nas.cli.launcher import Signals
 
@@ -37,7 +34,6 @@ then probed. Stopped, it goes on where it was.
 _DEFAULTS = {"genotypes": "", "models": "", "budget_minutes": "10", "seeds": "3"}
 _DEFAULTS |= {"latency_ms": "", "batch": "1", "threads": "1", "most": ""}
 _DEFAULTS |= {"output": "runs/compare", "format": "text"}
-_SECONDS = 1.0  # of each measurement of a latency
 MEASURES = {
     "rank_me": "RankMe",
     "knn.top1": "kNN",
@@ -56,13 +52,14 @@ def compare(arguments: Sequence[str]) -> str:
     numbers = {key: whole_number(key, options[key]) for key in ("seeds", "batch", "threads")}
     names = _names(options)
 
+    from mae_nas.cli.compare_plan import planned
     from mae_nas.cli.launcher import LauncherSettings, Signals, run_jobs
 
     output = Path(options["output"])
     signals = Signals()
     try:
         with signals.listening():
-            plan = _plan(names, options, given.overrides, output)
+            plan = planned(names, options, given.overrides, output)
             jobs = list(_jobs(plan, numbers["seeds"], output))
             ended = run_jobs(jobs, LauncherSettings(1, "process", {}), signals)
             rows = list(_rows(plan, ended, options, signals))
@@ -99,113 +96,15 @@ def _short(text: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
-def _plan(
-    names: Mapping[str, str], options: Mapping[str, str], overrides: Sequence[str], output: Path
-) -> dict[str, Any]:
-    """Widths, latencies and steps of all networks: measured, or read back from `output`."""
-    from mae_nas.runs.files import read_json, write_json
-
-    file = output / "plan.json"
-    asked = {key: options[key] for key in ("budget_minutes", "latency_ms", "batch", "threads")}
-    asked |= {"networks": dict(names), "overrides": list(overrides)}
-    if file.exists():
-        plan = read_json(file)
-        if not isinstance(plan, dict) or plan.get("asked") != asked:
-            raise ValueError(f"output: {output} holds another comparison; choose another folder")
-        return plan
-    plan = {"asked": asked, **_measured(names, options, overrides)}
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(file, plan)
-    return plan
-
-
-def _measured(
-    names: Mapping[str, str], options: Mapping[str, str], overrides: Sequence[str]
-) -> dict[str, Any]:
-    import torch
-    from rich.console import Console
-
-    from mae_nas.cli.assemble import settle_precision
-    from mae_nas.cli.check import check
-    from mae_nas.cli.compose import compose
-    from mae_nas.cli.logs import say
-    from mae_nas.cli.pretrain import LAYOUT, make_network, prepare
-    from mae_nas.network.complexity import complexity_of
-    from mae_nas.network.latency import describe_device, device_type, time_networks
-    from mae_nas.runs.folder import RunFolder
-    from mae_nas.runs.measure import measure_step
-
-    torch.set_num_threads(int(options["threads"]))
-    common = [*overrides, f"efficiency.threads={options['threads']}"]
-    configs = {
-        name: compose([*common, word], None, "pretrain").config for name, word in names.items()
-    }
-    console, folder = Console(stderr=True), RunFolder(Path(options["output"]) / "none")
-    networks: dict[str, Any] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    image = None
-    for name in sorted(configs, key=lambda name: not configs[name]["model"]):  # the reference first
-        config = configs[name]
-        settle_precision(config)
-        check(config, None, LAYOUT)
-        run = prepare(config, folder, console)
-        if image is None:
-            device = torch.device(device_type(run.settings.accelerator))
-            shape = int(options["batch"]), run.data.channels, run.data.side, run.data.side
-            image = torch.randn(shape, device=device)
-        words = [*common, names[name]]
-        if not config["model"]:
-            reference = float(options["latency_ms"]) / 1e3 if options["latency_ms"] else None
-            width = _width(run, image, reference or next(iter(networks.values())))
-            words.append(f"network.width={width}")
-            config = compose(words, None, "pretrain").config
-            settle_precision(config)
-            run = prepare(config, folder, console)
-        channels, side = run.data.channels, run.data.side
-        networks[name] = make_network(config, channels, side).to(image.device).eval()
-        cost = measure_step(run.module, run.data, run.settings)
-        steps = max(1, round(60 * float(options["budget_minutes"]) / cost.seconds))
-        costs = complexity_of(partial(make_network, config, channels, side), channels, side)
-        facts[name] = {
-            "words": [*words, f"pretraining.steps={steps}"],
-            "width": None if config["model"] else config["network"]["width"],
-            "params": costs.params,
-            "macs": costs.macs,
-            "step_seconds": cost.seconds,
-            "steps": steps,
-        }
-        say(f"{name}: {costs.params / 1e6:.2f} M parameters, {steps} steps of {cost.seconds:.3g} s")
-    assert image is not None
-    for name, timing in time_networks(networks, image, 3 * _SECONDS).items():
-        facts[name]["latency_ms"] = {
-            key: 1e3 * getattr(timing, key) for key in ("low", "median", "high")
-        }
-    return {
-        "networks": {name: facts[name] for name in names},
-        "device": describe_device(image.device),
-    }
-
-
-def _width(run: Any, image: "torch.Tensor", reference: Any) -> int:  # noqa: ANN401
-    from mae_nas.network.complexity import Place
-    from mae_nas.network.scaling import width_as_fast
-
-    network = run.module.network
-    place = Place(network.size, run.data.channels, run.data.side, 0)
-    return width_as_fast(network.genotype, place, image, reference, _SECONDS)
-
-
 def _jobs(plan: Mapping[str, Any], seeds: int, output: Path) -> "Iterator[Job]":
-    from mae_nas.cli.assemble import settle_precision
-    from mae_nas.cli.compose import compose
+    from mae_nas.cli.compare_plan import composed
     from mae_nas.cli.jobs import Job
 
     number = 0
     for seed in range(seeds):  # all networks of a seed, then those of the next
         for name, facts in plan["networks"].items():
             words = (*facts["words"], f"seed={seed}")
-            config = compose(list(words), None, "pretrain").config
-            settle_precision(config)
+            config = composed(words)
             point = {"network": name, "seed": str(seed)}
             yield Job(number, output / f"{name}-seed{seed}", "pretrain", words, point, config)
             number += 1
