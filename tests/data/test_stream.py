@@ -40,7 +40,14 @@ def test_preprocessing_survives_its_text(store: ImageStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"side": 8, "channels": 3, "mean": [1], "std": [1], "dtype": "x"}']
+    "text",
+    [
+        *("", "[]", "{}", '{"side": 8, "channels": 3, "mean": [1], "std": [1], "dtype": "x"}'),
+        *(
+            f'{{"side": {side}, "channels": 1, "mean": [{mean}], "std": [{std}], "dtype": "uint8"}}'
+            for side, mean, std in ((8, "NaN", 1), (8, 1, 0), (8, 1, "Infinity"), (99999, 1, 1))
+        ),
+    ],
 )
 def test_other_text_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="not how images were prepared") as error:

@@ -43,7 +43,10 @@ def test_a_comparison_is_made_once_and_gone_on_with(
     assert said.count(": probing") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == rows
-    assert "DARTS_V1 less it, linear probe" in said
+    assert "linear probe, DARTS_V1 less it" in said
+    assert main([*TINY, "most=90", "format=json"]) == 0  # other probes of the same networks
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert {row["probe"]["train_images"] for row in rows} == {90}
     assert main([*TINY, "batch=2"]) == 2
     assert "out holds another comparison" in capsys.readouterr().err
 
@@ -60,6 +63,11 @@ def test_a_comparison_is_made_once_and_gone_on_with(
         (["genotypes=DARTS_V1", "models=resnet18", "seeds=x"], "seeds=x: must be a whole"),
         (["genotypes=DARTS_V1", "latency_ms=-1"], "latency_ms=-1: must be a number above 0"),
         (["genotypes=DARTS_V1", "models=resnet18", "mask.rato=1"], "mask.rato: no such key"),
+        (["genotypes=DARTS_V1", "models=resnet18", "seed=3"], "seed=3: compare sets seed itself"),
+        (
+            ["genotypes=DARTS_V1", "models=resnet18", "+pretraining.steps=3"],
+            "compare sets pretraining.steps itself, of budget_minutes=",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
@@ -76,24 +84,34 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def row(network: str, seed: int, linear: float, rank: float) -> dict[str, Any]:
+def row(
+    network: str, seed: int, linear: float, rank: float, latency: float = 1.25
+) -> dict[str, Any]:
     return {
         "network": network,
         "seed": seed,
         "width": 4,
         "params": 1.5e6,
         "steps": 9,
-        "latency_ms": {"low": 1.0, "median": 1.25, "high": 2.0},
-        "probe": {"network": {"linear": {"top1": linear}, "rank_me": rank}},
+        "latency_ms": {"low": 1.0, "median": latency, "high": 2.0},
+        "wall_seconds": 60.0 + seed,
+        "probe": {
+            "features": 64,
+            "network": {"linear": {"top1": linear}, "rank_me": rank},
+            "random": {"linear": {"top1": 0.25}},
+        },
     }
 
 
 def test_what_cannot_be_told_is_said() -> None:
     rows = [row("a", i, 0.5 + 0.01 * i, 7.0 + i) for i in range(3)]
     rows += [row("b", i, 0.5 + 0.01 * i, 70.0 + i) for i in range(3)]
-    first, second = compared(rows)
+    rows += [row("c", i, 0.9 + 0.01 * i, 70.0 + i, 1.4) for i in range(3)]
+    first, second, slower = compared(rows)
     assert first["linear probe"] == "51.0 [48.5, 53.5]"  # t of 2, 4.303, by 1 / √3
     assert "kNN" not in first
     assert not any("less" in key for key in first)
-    assert second["a less it, linear probe"] == "+0.0 [-2.3, +2.3], not distinguishable"
-    assert second["a less it, RankMe"] == "-63.0 [-65.3, -60.7]"
+    assert second["linear probe, a less it"] == "+0.0 [-2.3, +2.3], not distinguishable"
+    assert slower["linear probe, a less it"] == "-40.0 [-42.3, -37.7]; not equally fast"
+    assert second["linear probe, random weights"] == "25.0"
+    assert second["minutes, with readings"] == "1.0 to 1.0"

@@ -94,6 +94,7 @@ def test_a_table_is_read_back_for_the_same_place_alone() -> None:
         read_table(document, describe_place(PLACE, 1, CPU), space)
     with pytest.raises(ValueError, match="lacks max_pool_3x3"):
         read_table(document, where, S0())
-    for damaged in ({"base": "1"}, {"checked": []}, {"added": 3}, {"checked": [{}]}):
+    spoilt = ({"base": "1"}, {"base": 10**30}, {"checked": []}, {"added": 3}, {"checked": [{}]})
+    for damaged in spoilt:
         with pytest.raises(ValueError, match=r"damaged|lacks"):
             read_table({**document, **damaged}, where, space)

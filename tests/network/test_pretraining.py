@@ -76,7 +76,11 @@ def test_the_rate_rises_and_falls_by_a_cosine() -> None:
     for step in range(4, 40):
         assert rate(step, 40) == pytest.approx((1 + math.cos(math.pi * (step - 4) / 36)) / 2)
     assert PretrainSettings(ADAMW, warmup=0).rate(0, 40) == 1
-    assert all(0 <= rate(step, 1) <= 1 for step in range(1))
+    for length in (1, 2, 3):
+        for warmup in (0.0, 0.05, 0.9):
+            rates = [PretrainSettings(ADAMW, warmup).rate(step, length) for step in range(12)]
+            assert all(0 <= each <= 1 for each in rates)
+            assert rates[0] > 0
 
 
 def test_matrices_alone_decay() -> None:

@@ -68,6 +68,8 @@ def test_the_average_of_the_weights_is_what_is_stored() -> None:
         ("size", '{"width": 3, "depth": 3, "stem": "cifar"}', "width 3: must be even"),
         ("size", '{"wide": 3}', "whole network"),
         ("state_dict", {}, "whole network"),
+        ("state_dict", {3: torch.zeros(1)}, "whole network"),
+        ("global_step", float("inf"), "whole network"),
         ("model", "os.system", "timm has no such model"),
         ("model", "resnet18", "whole network"),
     ],

@@ -1,11 +1,15 @@
 import csv
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mae_nas.data import Synthetic
 from mae_nas.runs.embedding import PartialTable, identity_of
 
 ROWS, COLUMNS, BATCH = 103, 7, 3
@@ -85,6 +89,41 @@ def test_what_is_not_of_this_table_is_begun_anew(tmp_path: Path, harm: str) -> N
     assert (done, rows.shape[0]) == (0, ROWS)
 
 
-def test_an_identity_is_of_all_its_parts() -> None:
-    assert identity_of("a", ["b"], 3) == identity_of("a", ["b"], 3)
-    assert len({identity_of("a", ["b"], n) for n in range(5)}) == 5
+def test_an_identity_is_of_the_images_and_of_all_other_parts() -> None:
+    store, other = (Synthetic(images=n, side=8).load() for n in (5, 6))
+    renamed = replace(store, files=["a", *store.files[1:]])
+    keys = [identity_of(store, "a", n) for n in range(5)]
+    keys += [identity_of(each, "a", 0) for each in (other, renamed)]
+    assert len(set(keys)) == 7
+    assert identity_of(store, "a", 0) == keys[0]
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    made = table(tmp_path / "f.npz")
+    spoilt = FEATURES.copy()
+    spoilt[5, 1] = np.nan
+    with pytest.raises(ValueError, match="features of images 4 to 6 are not finite"):
+        made.fill(*made.open(), (spoilt[i : i + BATCH] for i in range(0, ROWS, BATCH)), quiet)
+    assert not (tmp_path / "f.npz").exists()
+
+
+def test_another_process_that_makes_the_same_file_is_refused(tmp_path: Path) -> None:
+    table(tmp_path / "f.npz").open()
+    words = (
+        "from pathlib import Path; from mae_nas.runs.embedding import PartialTable; "
+        f"PartialTable(Path({str(tmp_path / 'f.npz')!r}), 3, 2, 'x').open()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("f.npz is being made by another process")
+
+
+def test_names_that_are_no_text_keep_their_bytes(tmp_path: Path) -> None:
+    output = tmp_path / "f.csv"
+    made = PartialTable(output, 1, 2, "x")
+    rows, done = made.open()
+    made.fill(rows, done, [np.ones((1, 2), np.float32)], quiet)
+    made.finish(rows, [b"\xff\xe9.png".decode(errors="surrogateescape")])
+    assert b"\n\xff\xe9.png,1.0,1.0\n" in output.read_bytes()

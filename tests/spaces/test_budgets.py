@@ -71,8 +71,14 @@ def all_cells(
     return score, totals
 
 
-@pytest.mark.parametrize("levels", [4, 10**9])
-def test_limited_derivation_is_the_best_of_all_cells(levels: int) -> None:
+@pytest.mark.parametrize(("levels", "width"), [(4, 1 << 10), (10**9, 1 << 10), (4, 1), (10**9, 1)])
+def test_limited_derivation_is_the_best_of_all_cells(
+    levels: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where partial solutions are set aside at first, until the answer is proved."""
+    monkeypatch.setattr("mae_nas.spaces.knapsack._FIRST_WIDTH", width)
+    monkeypatch.setattr("mae_nas.spaces.knapsack._GROWTH", 2)
+    monkeypatch.setattr("mae_nas.spaces.knapsack._DESCENT", 300 if width > 1 else 2)
     space, refused = Two(), 0
     for seed in range(100):
         scores, costs = random_problem(space, seed, levels)

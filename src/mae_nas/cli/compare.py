@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
 from mae_nas.cli.spelling import quoted
+from mae_nas.keys import find
 
 if TYPE_CHECKING:
     from mae_nas.cli.jobs import Job
-    from mae_nas.cli.launcher import Signals
 
 USAGE = """\
 mae-nas compare genotypes=A,B,random:0 models=resnet18 [budget_minutes=10] [seeds=3] [KEY=VALUE ...]
@@ -34,6 +34,16 @@ then probed. Stopped, it goes on where it was.
 _DEFAULTS = {"genotypes": "", "models": "", "budget_minutes": "10", "seeds": "3"}
 _DEFAULTS |= {"latency_ms": "", "batch": "1", "threads": "1", "most": ""}
 _DEFAULTS |= {"output": "runs/compare", "format": "text"}
+_OWN = {
+    "seed": "of seeds=",
+    "genotype": "of genotypes=",
+    "model": "of models=",
+    "network.width": "so that networks are equally fast",
+    "pretraining.steps": "of budget_minutes=",
+    "efficiency.threads": "of threads=",
+    "resume": "so that it goes on",
+    "hydra.run.dir": "of output=",
+}
 MEASURES = {
     "rank_me": "RankMe",
     "knn.top1": "kNN",
@@ -51,6 +61,10 @@ def compare(arguments: Sequence[str]) -> str:
     decimal_number("budget_minutes", options["budget_minutes"])
     numbers = {key: whole_number(key, options[key]) for key in ("seeds", "batch", "threads")}
     names = _names(options)
+    for word in given.overrides:
+        key = word.lstrip("+~").partition("=")[0]
+        if key in _OWN:
+            raise ValueError(f"{word}: compare sets {key} itself, {_OWN[key]}")
 
     from mae_nas.cli.compare_plan import planned
     from mae_nas.cli.launcher import LauncherSettings, Signals, run_jobs
@@ -62,7 +76,8 @@ def compare(arguments: Sequence[str]) -> str:
             plan = planned(names, options, given.overrides, output)
             jobs = list(_jobs(plan, numbers["seeds"], output))
             ended = run_jobs(jobs, LauncherSettings(1, "process", {}), signals)
-            rows = list(_rows(plan, ended, options, signals))
+            signals.has_started = False  # no job runs: a signal ends it at once
+            rows = [] if signals.received else list(_rows(plan, ended, options))
     except KeyboardInterrupt:
         raise ValueError(f"stopped; the same command goes on in {output}") from None
     if missing := [job for job in ended if not job.ended]:
@@ -111,7 +126,7 @@ def _jobs(plan: Mapping[str, Any], seeds: int, output: Path) -> "Iterator[Job]":
 
 
 def _rows(
-    plan: Mapping[str, Any], jobs: "Sequence[Job]", options: Mapping[str, str], signals: "Signals"
+    plan: Mapping[str, Any], jobs: "Sequence[Job]", options: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """A record for each pretraining that has ended, its features probed once."""
     from mae_nas.cli.logs import say
@@ -119,15 +134,17 @@ def _rows(
     from mae_nas.runs.files import read_json
 
     for job in jobs:
-        if signals.received or not job.ended:
+        if not job.ended:
             continue
-        answer = job.folder / "probe.json"
-        if not answer.exists():
+        answer, found = job.folder / "probe.json", None
+        if answer.exists():
+            found = read_json(answer)
+        if find(found, "most") != options["most"]:
             say(f"{job.folder.name}: probing")
             words = [f"checkpoint={job.folder}", f"output={answer}", f"seed={job.point['seed']}"]
-            words += [f"threads={options['threads']}", f"most={options['most']}", "beside=none"]
-            probe(words)
-        summary, found = read_json(job.folder / "summary.json"), read_json(answer)
+            probe([*words, f"threads={options['threads']}", f"most={options['most']}"])
+            found = read_json(answer)
+        summary = read_json(job.folder / "summary.json")
         assert isinstance(summary, dict)
         yield {
             "network": job.point["network"],
@@ -142,61 +159,77 @@ def _rows(
 _KEPT = ("width", "params", "macs", "step_seconds", "steps", "latency_ms")
 
 
-def measured(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
-    """A probe's values by network, a value for each seed; those of a network without are left."""
-    from mae_nas.keys import find
+def measured(
+    rows: Sequence[Mapping[str, Any]], key: str, of: str = "network"
+) -> dict[str, list[float]]:
+    """A probe's values by network, a value for each seed; those of a network without are left.
 
+    Args:
+        rows: records.
+        key: of the value in the probe's answer.
+        of: `network`, or `random`: the same network with random weights.
+    """
     found: dict[str, list[float]] = {}
     for row in rows:
-        value = find(row["probe"], f"network.{key}")
+        value = find(row["probe"], f"{of}.{key}")
         if isinstance(value, float):
             found.setdefault(row["network"], []).append(value)
     return found
 
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
-    """A row for each network: cost, means with intervals, and the first network less it."""
+    """A row for each network: cost, means with intervals, and the first network less it.
+
+    Differences from a network that is not as fast, within a tenth, are said to be that.
+    """
     from mae_nas.runs.spread import difference, interval
 
-    first = rows[0]["network"]
+    first = rows[0]
     for name in dict.fromkeys(row["network"] for row in rows):
         facts = next(row for row in rows if row["network"] == name)
+        pace = facts["latency_ms"]["median"] / first["latency_ms"]["median"]
+        unequal = "" if 0.9 <= pace <= 1.1 else "; not equally fast"
+        minutes = [row["wall_seconds"] / 60 for row in rows if row["network"] == name]
         said = {
             "network": name,
             "width": str(facts["width"] or "timm"),
+            "features": str(facts["probe"]["features"]),
             "params M": f"{facts['params'] / 1e6:.2f}",
-            "latency ms": "{low:.2f} {median:.2f} {high:.2f}".format(**facts["latency_ms"]),
+            "latency ms": "{median:.2f} ({low:.2f} to {high:.2f})".format(**facts["latency_ms"]),
             "steps": str(facts["steps"]),
+            "minutes, with readings": f"{min(minutes):.1f} to {max(minutes):.1f}",
         }
         for key, title in MEASURES.items():
             values = measured(rows, key)
             if name not in values:
                 continue
-            unit, digits = (1, 1) if key == "rank_me" else (100, 1)
+            unit = 1 if key == "rank_me" else 100
             mean = unit * sum(values[name]) / len(values[name])
             low, high = (unit * end for end in interval(values[name]))
-            said[title] = f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-            if name != first:
-                apart, low, high = (unit * each for each in difference(values[first], values[name]))
+            said[title] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+            if random := measured(rows, key, "random").get(name):
+                said[f"{title}, random weights"] = f"{unit * sum(random) / len(random):.1f}"
+            if name != first["network"] and key != "rank_me":  # which as many features bound
+                others = values[first["network"]], values[name]
+                apart, low, high = (unit * each for each in difference(*others))
                 told = "" if low > 0 or high < 0 else ", not distinguishable"
-                said[f"{first} less it, {title}"] = (
-                    f"{apart:+.{digits}f} [{low:+.1f}, {high:+.1f}]{told}"
-                )
+                words = f"{apart:+.1f} [{low:+.1f}, {high:+.1f}]{told}{unequal}"
+                said[f"{title}, {first['network']} less it"] = words
         yield said
 
 
 def _answer(rows: Sequence[Mapping[str, Any]], output: Path, form: str) -> str:
     from mae_nas.runs.compare_plots import plot_comparison
     from mae_nas.runs.files import write_json
+    from mae_nas.runs.listing import columns
 
     write_json(output / "compare.json", list(rows))
     panels = {title: found for key, title in MEASURES.items() if (found := measured(rows, key))}
     pictures = plot_comparison(panels, output / "compare")
     if form == "json":
         return json.dumps(list(rows), indent=1)
-    table = list(compared(rows))
-    lines = []
-    for row in table:
-        lines += [f"{key:<40} {value}" for key, value in row.items()] + [""]
-    lines += [f"records  {output / 'compare.json'}", *(f"picture  {path}" for path in pictures)]
-    return "\n".join(lines)
+    networks = list(compared(rows))
+    keys = list(dict.fromkeys(key for row in networks for key in row))
+    lines = [{"": k, **{row["network"]: row.get(k, "") for row in networks}} for k in keys[1:]]
+    files = [f"records  {output / 'compare.json'}", *(f"picture  {path}" for path in pictures)]
+    return "\n".join([columns(lines), *files])

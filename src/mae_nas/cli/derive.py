@@ -54,7 +54,7 @@ _SAID = {"macs": " M multiply-adds", "params": " M parameters", "latency": " ms"
 _DEFAULTS = {"run": "", **dict.fromkeys(_MAXIMA, ""), **PLACE, "reading": "last"}
 _DEFAULTS |= {"latency": "false", "batch": "1", "threads": "1", "device": "auto", "seconds": "1"}
 _DEFAULTS |= {"checked": "5", "space._target_": "", "output": "", "format": "text"}
-_ROWS = 12
+_ROWS, _LONGEST = 12, 1e7  # of the front shown; ms
 
 
 def derive(arguments: Sequence[str]) -> str:
@@ -104,7 +104,8 @@ def _limits(options: Mapping[str, str]) -> dict[str, int]:
             if not re.fullmatch(r"[0-9]{1,4}", text):
                 raise ValueError(f"{key}={text[:100]}: must be a whole number, 0 or more")
         elif name == "latency":
-            decimal_number(key, text)
+            if decimal_number(key, text) > _LONGEST:
+                raise ValueError(f"{key}={text[:100]}: is in milliseconds, at most {_LONGEST:g}")
         else:
             million(key, text)
         limits[name] = int(Decimal(text) * _UNITS[name])

@@ -51,7 +51,9 @@ def embed(arguments: Sequence[str]) -> str:
     if output.exists():
         raise ValueError(f"output: {output} is there already; choose another, or remove it")
 
-    from rich.console import Console  # and torch, seconds
+    import numpy as np
+    import torch  # seconds
+    from rich.console import Console
 
     from mae_nas.cli.assemble import progress
     from mae_nas.cli.encoded import computing_device, load_encoder, shown
@@ -63,15 +65,17 @@ def embed(arguments: Sequence[str]) -> str:
     console = Console(stderr=True)
     store = shown(stored, given.overrides, file, console)
     output.parent.mkdir(parents=True, exist_ok=True)
-    images = [list(store.files), store.digests.tobytes().hex(), stored.preprocessing.to_json()]
     table = PartialTable(
         output,
         len(store),
         stored.network.feature_info[-1].channels,
-        identity_of(fingerprint(file), images, size, device.type),
+        identity_of(
+            store,
+            *(fingerprint(file), stored.preprocessing, size, device.type),
+            *(torch.get_num_threads(), torch.__version__),
+        ),
     )
     rows, done = table.open()
-    import numpy as np
 
     batches = stream(store, np.arange(len(store)), size, device, first=done // size)
     try:

@@ -49,6 +49,8 @@ def _stored(named: Mapping[str, str], checkpoint: Path) -> dict[str, Any]:
     if not folder.config.exists():
         raise ValueError("data: needed, e.g. data=folder data.root=/path/to/images")
     config: dict[str, Any] = dict(folder.read_config())
+    if not isinstance(config.get("data"), dict):
+        raise ValueError(f"{folder.config}: names no images; give data=… data.root=…")
     data = dict(config["data"])
     for key, value in named.items():
         name = key.removeprefix("data.")

@@ -85,6 +85,7 @@ def probe(arguments: Sequence[str]) -> str:
         "checkpoint": str(file),
         "step": stored.step,
         "seed": seed,
+        "most": options["most"],
         "train_images": len(train.positions),
         "test_images": len(test.positions) if test else 0,
         "features": stored.network.feature_info[-1].channels,
@@ -124,6 +125,8 @@ def worth(
     found: dict[str, Any] = {"rank_me": rank_me(known)} if "rank_me" in wanted else {}
     if test is None:
         return found
+    if len(labels.unique()) < 2:
+        raise ValueError(f"most: {len(labels)} training images are of one class; use more")
     others = seen(test)
     found |= _judged(known, labels, *others, wanted, seed)
     if "few" in wanted:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mae_nas.keys import find
 from mae_nas.runs.files import read_json
 from mae_nas.runs.folder import RunFolder
+from mae_nas.runs.listing import command_of
 from mae_nas.runs.tables import JsonLines
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ def load_searched(text: str, reading: str, named: str) -> Searched:
         raise ValueError(f"run: {path} is not a folder; name the run folder of a search")
     folder = RunFolder(path)
     config = folder.read_config()
-    if "recipe" in config:
-        raise ValueError(f"run: {path} holds a training; name the search that its cells come from")
+    if (command := command_of(config)) != "search":
+        what = "training" if command == "train" else "pretraining"
+        raise ValueError(f"run: {path} holds a {what}; name the search that its cells come from")
     row = _reading(JsonLines(folder.genotypes).rows(), reading, path)
     space = _space(config, named)
     summary = read_json(folder.summary) if folder.summary.exists() else None

@@ -280,7 +280,11 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
     place = Place(size, data.channels, data.side, len(data.classes))
     network = place.network(_genotype(config["genotype"]))
     if begun is not None:
-        start_from(network, begun, Path(config["init_from"]), data.channels)
+        seen = start_from(network, begun, Path(config["init_from"]), data.channels)
+        mine = Preprocessing.of(data.store)
+        if (seen.side, seen.dtype) != (mine.side, mine.dtype):
+            said = "init_from: those weights saw images of %d pixels of %s, these are of %d of %s"
+            log.warning(said, seen.side, seen.dtype, mine.side, mine.dtype)
     steps = data.steps_per_epoch
     module = TrainModule(network, recipe, settings.epochs(steps), steps, efficiency.compile)
     last_step = ready(module, settings)

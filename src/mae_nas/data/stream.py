@@ -1,6 +1,7 @@
 """Images as a trained network was shown them, once and in order, for its features or its scores."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Self
@@ -15,7 +16,7 @@ from mae_nas.data.splits import Split
 from mae_nas.data.steps import TRAINING, BatchMaker, StepOrder
 from mae_nas.data.store import ImageStore
 
-MOST = 1 << 14  # pixels a side, channels: of what a file may claim
+MOST = 1 << 12  # pixels a side, channels: of what a file may claim
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Preprocessing:
                 raise ValueError("a size out of range")
             if {len(values) for values in moments} != {sizes[1]}:
                 raise ValueError("other numbers of means than of channels")
+            if not all(map(math.isfinite, (*moments[0], *moments[1]))) or min(moments[1]) <= 0:
+                raise ValueError("a mean that is not finite, or a deviation not above 0")
             return cls(sizes[0], sizes[1], str(facts["dtype"]), moments[0], moments[1])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not how images were prepared ({error})") from None

@@ -14,6 +14,7 @@ Times are the least over rounds: on a device that others use too, medians of net
 little tell more about the others.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -34,7 +35,7 @@ FORMAT = "mae_nas.latency/1"
 POSITIONS = ("normal", "reduce, from inputs", "reduce, inside")
 _NORMAL, _FROM_INPUTS, _INSIDE = POSITIONS
 _SKIP = "skip_connect"
-_NS = 10**9
+_NS, _MOST_NS = 10**9, 10**15
 _MIXED, _SCALED_BY = 500_000_000, 6  # seeds that nobody asks for, cells
 
 
@@ -98,20 +99,22 @@ def read_table(document: object, where: Mapping[str, object], space: SearchSpace
     for position, names in _operations(space).items():
         for name in names:
             value = known[position].get(name) if isinstance(known.get(position), dict) else None
-            if not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or not 0 <= value <= _MOST_NS:
                 raise ValueError(f"lacks {name} ({position})")
     rows = checked if isinstance(checked, list) else []
-    if not isinstance(base, int) or not rows:
+    if not isinstance(base, int) or not 0 <= base <= _MOST_NS or not rows:
         raise ValueError("is damaged")
     for row in rows:
-        if not all(isinstance(find(row, f"{key}_ms"), float) for key in ("predicted", "measured")):
+        times = [find(row, f"{key}_ms") for key in ("predicted", "measured")]
+        if not all(isinstance(ms, float) and 0 < ms < math.inf for ms in times):
             raise ValueError("is damaged")
     return LatencyTable(where, base, known, tuple(rows))
 
 
 def describe_place(place: Place, batch: int, device: torch.device) -> dict[str, object]:
     """What a latency depends on beside the cells; threads are those that torch has now."""
-    return {**asdict(place), "batch": batch, "device": describe_device(device)}
+    where = {**asdict(place), "batch": batch, "torch": str(torch.__version__)}
+    return {**where, "device": describe_device(device)}
 
 
 def measure_table(

@@ -52,7 +52,9 @@ class PretrainSettings(Checked):
         warm = math.ceil(self.warmup * length)
         if step < warm:
             return (step + 1) / warm
-        return (1 + math.cos(math.pi * (step - warm) / (length - warm))) / 2
+        # At least one step long, and at its end for steps beyond, which measurements take.
+        done = min(1.0, (step - warm) / max(1, length - warm))
+        return (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def restore(checkpoint: Mapping[str, Any], path: Path) -> Stored:
         network = _made(checkpoint, preprocessing)
         network.load_state_dict(weights_of(checkpoint))
         return Stored(network.eval(), preprocessing, int(checkpoint["global_step"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: does not hold a whole network ({reason})") from None
 
@@ -103,8 +103,8 @@ def _made(checkpoint: Mapping[str, Any], preprocessing: Preprocessing) -> Encode
 
 def start_from(
     network: DerivedNetwork, checkpoint: Mapping[str, Any], path: Path, channels: int
-) -> None:
-    """Give the network the checkpoint's weights, all but those of heads.
+) -> Preprocessing:
+    """Give the network the checkpoint's weights, all but those of heads; how it saw images.
 
     Raises:
         ValueError: they are of another network; in one line that says how to have this one.
@@ -124,3 +124,4 @@ def start_from(
         raise ValueError(f"init_from: {path}: is of images of {known} channels, not {channels}")
     with torch.no_grad():
         network.load_state_dict(weights_of(checkpoint), strict=False)
+    return Preprocessing.from_json(given)

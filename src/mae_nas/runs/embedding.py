@@ -1,13 +1,14 @@
 """Features of many images as a file, written as they are computed and gone on with after a stop.
 
 Beside OUTPUT, while it is made, lies OUTPUT.part: the table so far, and what it is of. Memory holds
-one batch, however many images there are.
+one batch and the names of the files, however many images there are.
 """
 
+import contextlib
 import csv
+import fcntl
 import hashlib
-import json
-import shutil
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from mae_nas.batch import Batch
+from mae_nas.data import ImageStore
 from mae_nas.network.encoder import Encoder
 from mae_nas.runs.files import read_json, replacing, write_json
 
 _FLUSHED = 16  # batches that a kill may cost
+_HELD: dict[Path, int] = {}  # open locks of this process
 
 
 @torch.inference_mode()
@@ -64,9 +67,28 @@ class PartialTable:
     def _state(self) -> Path:
         return self.folder / "state.json"
 
+    @property
+    def _table(self) -> Path:
+        return self.folder / "features.npy"
+
+    def _lock(self) -> None:
+        """Hold the folder until this process ends; ValueError if another one does."""
+        if self.folder in _HELD:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise ValueError(f"output: {self.output} is being made by another process") from None
+        _HELD[self.folder] = file
+
     def open(self) -> tuple[NDArray[np.float32], int]:
         """The table on disk, and how many of its rows are done."""
-        table, done = self.folder / "features.npy", 0
+        done = 0
+        self._lock()
+        table = self._table
         try:
             state = read_json(self._state)
             if isinstance(state, dict) and state.get("identity") == self.identity:
@@ -76,7 +98,6 @@ class PartialTable:
                 return opened, done
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none yet, or damaged: anew
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._state.unlink(missing_ok=True)
         shape = (self.rows, self.columns)
         return np.lib.format.open_memmap(table, "w+", np.float32, shape), 0
@@ -91,6 +112,11 @@ class PartialTable:
         """Write the rows from `done` on; what is on disk is recorded as it gets there."""
         assert isinstance(table, np.memmap)
         for count, block in enumerate(features, 1):
+            if not np.isfinite(block).all():
+                raise ValueError(
+                    f"features of images {done + 1:,} to {done + len(block):,} are not finite: the "
+                    "network's weights or statistics have run away"
+                )
             table[done : done + len(block)] = block
             done += len(block)
             if count % _FLUSHED == 0 or done == self.rows:
@@ -102,7 +128,11 @@ class PartialTable:
         """Write OUTPUT, whole or not at all, and remove what it was made from."""
         with replacing(self.output) as beside:
             WRITERS[self.output.suffix](beside, table, files)
-        shutil.rmtree(self.folder)
+        for file in (self._table, self._state, self.folder / "lock"):
+            file.unlink(missing_ok=True)
+        os.close(_HELD.pop(self.folder))
+        with contextlib.suppress(OSError):  # someone else's files are in it
+            self.folder.rmdir()
 
 
 def _write_npz(file: Path, table: NDArray[np.float32], files: Sequence[str]) -> None:
@@ -115,7 +145,7 @@ def _write_npz(file: Path, table: NDArray[np.float32], files: Sequence[str]) -> 
 
 def _write_csv(file: Path, table: NDArray[np.float32], files: Sequence[str]) -> None:
     """A line for each image: its file, and features with as many digits as they have."""
-    with file.open("w", newline="", encoding="utf-8") as opened:
+    with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(["file", *(f"feature_{column}" for column in range(table.shape[1]))])
         for name, row in zip(files, table, strict=True):
@@ -126,7 +156,10 @@ WRITERS = {".npz": _write_npz, ".csv": _write_csv}
 """By the suffix of the output."""
 
 
-def identity_of(*parts: object) -> str:
-    """Of all that the table depends on."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def identity_of(store: ImageStore, *parts: object) -> str:
+    """Of all that the table depends on: the images, in their order, and other parts."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(store.digests).data)
+    for name in store.files:
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()
