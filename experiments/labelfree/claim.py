@@ -8,7 +8,7 @@ from typing import Any
 from evidence import Record, Sweep, axes_at, cells_found
 from tables import costs, table
 
-from mae_nas.cli.compare import MEASURES, compared, measured
+from mae_nas.cli.compare import MEASURES, compared, measured, panels
 from mae_nas.runs.compare_plots import plot_comparison
 from mae_nas.runs.files import read_json
 from mae_nas.runs.listing import command_of
@@ -84,12 +84,10 @@ def tables(records: Sequence[Record]) -> str:
 def results(records: Sequence[Record]) -> str:
     """The README's lines."""
     rows = rows_of(records)
-    shown = ("network", "params M", "latency ms", "kNN", "linear probe", "RankMe")
+    shown = ("network", "params M", "latency ms", "kNN, %", "linear probe, %", "RankMe")
     return table(shown, ([row.get(name, "–") for name in shown] for row in compared(rows)))
 
 
 def draw(records: Sequence[Record], folder: Path) -> None:
     """A panel for each probe."""
-    rows = rows_of(records)
-    panels = {title: found for key, title in MEASURES.items() if (found := measured(rows, key))}
-    plot_comparison(panels, folder / "compare")
+    plot_comparison(panels(rows_of(records)), folder / "compare")

@@ -43,7 +43,7 @@ def test_a_comparison_is_made_once_and_gone_on_with(
     assert said.count(": probing") == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert json.loads((tmp_path / "out" / "compare.json").read_text()) == rows
-    assert "linear probe, DARTS_V1 less it" in said
+    assert "linear probe, %, DARTS_V1 less it" in said
     assert main([*TINY, "most=90", "format=json"]) == 0  # other probes of the same networks
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert {row["probe"]["train_images"] for row in rows} == {90}
@@ -63,7 +63,8 @@ def test_a_comparison_is_made_once_and_gone_on_with(
         (["genotypes=DARTS_V1", "models=resnet18", "seeds=x"], "seeds=x: must be a whole"),
         (["genotypes=DARTS_V1", "latency_ms=-1"], "latency_ms=-1: must be a number above 0"),
         (["genotypes=DARTS_V1", "models=resnet18", "mask.rato=1"], "mask.rato: no such key"),
-        (["genotypes=DARTS_V1", "models=resnet18", "seed=3"], "seed=3: compare sets seed itself"),
+        (["genotypes=DARTS_V1", "models=resnet18", "seed=3"], "did you mean seeds?"),
+        (["genotypes=DARTS_V1", "models=resnet18", "budget_minute=3"], "mean budget_minutes?"),
         (
             ["genotypes=DARTS_V1", "models=resnet18", "+pretraining.steps=3"],
             "compare sets pretraining.steps itself, of budget_minutes=",
@@ -108,10 +109,10 @@ def test_what_cannot_be_told_is_said() -> None:
     rows += [row("b", i, 0.5 + 0.01 * i, 70.0 + i) for i in range(3)]
     rows += [row("c", i, 0.9 + 0.01 * i, 70.0 + i, 1.4) for i in range(3)]
     first, second, slower = compared(rows)
-    assert first["linear probe"] == "51.0 [48.5, 53.5]"  # t of 2, 4.303, by 1 / √3
+    assert first["linear probe, %"] == "51.0 [48.5, 53.5]"  # t of 2, 4.303, by 1 / √3
     assert "kNN" not in first
     assert not any("less" in key for key in first)
-    assert second["linear probe, a less it"] == "+0.0 [-2.3, +2.3], not distinguishable"
-    assert slower["linear probe, a less it"] == "-40.0 [-42.3, -37.7]; not equally fast"
-    assert second["linear probe, random weights"] == "25.0"
+    assert second["linear probe, %, a less it"] == "+0.0 [-2.3, +2.3], not distinguishable"
+    assert slower["linear probe, %, a less it"] == "-40.0 [-42.3, -37.7]; not equally fast"
+    assert second["linear probe, %, random weights"] == "25.0"
     assert second["minutes, with readings"] == "1.0 to 1.0"

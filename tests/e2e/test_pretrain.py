@@ -296,11 +296,16 @@ def test_probe_says_what_features_are_worth(
         ("probe batch=0", "batch=0: must be a whole number"),
         ("probe seed=-1", "seed=-1"),
         ("embed output=f.npz data.side=8", "data.side: needs data=… as well"),
-        ("embed output=f.npz side=8", "side=8: no such option"),
+        ("embed output=f.npz side=8", "side=8: no such option of embed; images are"),
         ("embed output=f.txt", "output=f.txt: name a .npz or .csv file"),
+        ("embed output=f.npz neighbors=a.png", "no such option of embed; did you mean neighbours?"),
+        ("embed checkpoint= output=f.npz", "checkpoint: needed, e.g. checkpoint=runs/pretrain/"),
         ("embed output=", "output=: name a .npz or .csv file"),
         ("embed output=f.npz device=gpu", "device=gpu: use auto"),
-        ("embed output=f.npz data=synthetic", "data: its images have channels 3, the network's 1"),
+        (
+            "embed output=f.npz data=synthetic data.channels=3",
+            "data: its images have channels 3, the network's 1",
+        ),
         ("embed output=f.npz data=folder data.root=/no", "data.root: /no does not exist"),
     ],
 )

@@ -61,6 +61,16 @@ def read_arguments(
     return Arguments(tuple(places), found, tuple(others))
 
 
+def check_images(command: str, overrides: Sequence[str], options: Mapping[str, str]) -> None:
+    """ValueError of the first word that names neither images nor an option; of no checkpoint."""
+    for word in overrides:
+        if not word.startswith(("data=", "data.")):
+            near = suggest(word.partition("=")[0], options) or "; images are data=… data.root=…"
+            raise ValueError(f"{word}: no such option of {command}{near}")
+    if not options["checkpoint"]:
+        raise ValueError("checkpoint: needed, e.g. checkpoint=runs/pretrain/2026-01-31_12-00-00")
+
+
 def whole_number(key: str, text: str) -> int:
     """KEY=TEXT as a whole number, 1 or more; ValueError in one line."""
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**9):

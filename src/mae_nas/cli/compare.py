@@ -2,12 +2,13 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
-from mae_nas.cli.spelling import quoted
+from mae_nas.cli.spelling import quoted, suggest
 from mae_nas.keys import find
 
 if TYPE_CHECKING:
@@ -21,10 +22,12 @@ is as fast? All are pretrained for the same minutes on the same images, masks an
 of genotypes chosen so that they take as long as the first model (or latency_ms=), measured here;
 then probed. Stopped, it goes on where it was.
   genotypes, models    with commas; files, run folders, names, random:SEED; models of timm
-  budget_minutes=10    of each pretraining, in steps by what a step takes here
+  budget_minutes=10    of each pretraining's steps, by what a step takes here; start, readings,
+                       matching widths and probing come on top
   seeds=3              0, 1, 2, ...
   latency_ms=          that all genotypes are to take; by default what the first model takes
-  batch=1 threads=1    how latency is measured; threads are those of training as well
+  batch=32 threads=1   how latency is measured; threads are those of training as well. Of single
+                       small images it would be that of the calls, whatever the width
   most=                training images that probes use; default: all
   output=runs/compare  folder of the runs, compare.json, compare.png
   data=, mask.ratio=, network=cifar_small, ...   keys of mae-nas pretrain
@@ -32,7 +35,7 @@ then probed. Stopped, it goes on where it was.
 """
 
 _DEFAULTS = {"genotypes": "", "models": "", "budget_minutes": "10", "seeds": "3"}
-_DEFAULTS |= {"latency_ms": "", "batch": "1", "threads": "1", "most": ""}
+_DEFAULTS |= {"latency_ms": "", "batch": "32", "threads": "1", "most": ""}
 _DEFAULTS |= {"output": "runs/compare", "format": "text"}
 _OWN = {
     "seed": "of seeds=",
@@ -63,6 +66,8 @@ def compare(arguments: Sequence[str]) -> str:
     names = _names(options)
     for word in given.overrides:
         key = word.lstrip("+~").partition("=")[0]
+        if "." not in key and (near := suggest(key, _DEFAULTS)):
+            raise ValueError(f"{word}: no such option of compare{near}")
         if key in _OWN:
             raise ValueError(f"{word}: compare sets {key} itself, {_OWN[key]}")
 
@@ -79,7 +84,8 @@ def compare(arguments: Sequence[str]) -> str:
             signals.has_started = False  # no job runs: a signal ends it at once
             rows = [] if signals.received else list(_rows(plan, ended, options))
     except KeyboardInterrupt:
-        raise ValueError(f"stopped; the same command goes on in {output}") from None
+        sys.stderr.write(f"mae-nas: stopped; the same command goes on in {output}\n")
+        raise
     if missing := [job for job in ended if not job.ended]:
         reasons = "; ".join(f"{job.folder.name}: {job.reason or 'stopped'}" for job in missing[:3])
         raise ValueError(f"{len(missing)} of {len(jobs)} pretrainings have not ended: {reasons}")
@@ -177,6 +183,19 @@ def measured(
     return found
 
 
+def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """What the picture shows: by title, then by network, a value for each seed."""
+    shown = {}
+    for key, title in MEASURES.items():
+        found = measured(rows, key)
+        if found and key != "rank_me":
+            percent = {name: [100 * v for v in values] for name, values in found.items()}
+            shown[f"{title}, %"] = percent
+        elif found:
+            shown[title] = found
+    return shown
+
+
 def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
     """A row for each network: cost, means with intervals, and the first network less it.
 
@@ -206,6 +225,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
             unit = 1 if key == "rank_me" else 100
             mean = unit * sum(values[name]) / len(values[name])
             low, high = (unit * end for end in interval(values[name]))
+            title += "" if key == "rank_me" else ", %"
             said[title] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
             if random := measured(rows, key, "random").get(name):
                 said[f"{title}, random weights"] = f"{unit * sum(random) / len(random):.1f}"
@@ -224,8 +244,7 @@ def _answer(rows: Sequence[Mapping[str, Any]], output: Path, form: str) -> str:
     from mae_nas.runs.listing import columns
 
     write_json(output / "compare.json", list(rows))
-    panels = {title: found for key, title in MEASURES.items() if (found := measured(rows, key))}
-    pictures = plot_comparison(panels, output / "compare")
+    pictures = plot_comparison(panels(rows), output / "compare")
     if form == "json":
         return json.dumps(list(rows), indent=1)
     networks = list(compared(rows))

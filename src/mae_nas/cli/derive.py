@@ -179,7 +179,10 @@ def _over(error: "OverBudgetError", options: Mapping[str, str]) -> str:
     least = math.ceil(1e4 * error.least / _UNITS[error.name]) / 1e4
     key, amount = keys[error.name], f"{least:,.10g}{_SAID[error.name]}"
     if not error.given:
-        return f"{key}={options[key]}: the least that these cells take is {amount}"
+        where = f"network={options['network']}" + (
+            "" if error.name == "skips" else ", see network="
+        )
+        return f"{key}={options[key]}: the least that these cells take is {amount} ({where})"
     given = " and ".join(f"{keys[name]}={options[keys[name]]}" for name in error.given)
     return f"{key}={options[key]}: not together with {given}, under which the least is {amount}"
 

@@ -1,10 +1,11 @@
 """`mae-nas embed`: the features of images, by a network that was trained on images."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_nas.cli.arguments import read_arguments, whole_number
+from mae_nas.cli.arguments import check_images, read_arguments, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,8 @@ mae-nas embed checkpoint=RUN|FILE output=FILE [data=folder data.root=... ...] [K
 Pooled features of every image, by the network of mae-nas pretrain or train, frozen. Can be stopped
 and started again; memory holds one batch.
   checkpoint   a run folder, or a checkpoint alone
-  data=, data.root=, ...   the images; by default the training images of the run
+  data=, data.root=, ...   the images; by default all of the run's, but for test images. They are
+               brought to the network's side and channels
   output       .npz (arrays `features` (N, D) float32 and `files` (N,)) or .csv (a line an image)
   neighbours=FILE   a picture (.png) of some images, each beside those of the nearest features
   batch=64     images at a time
@@ -40,6 +42,7 @@ def embed(arguments: Sequence[str]) -> str:
     """Write the file, and say what is in it."""
     given = read_arguments("embed", arguments, _DEFAULTS, overrides=True)
     options, size = given.options, whole_number("batch", given.options["batch"])
+    check_images("embed", given.overrides, options)
     output = Path(options["output"])
     if output.suffix not in (".npz", ".csv") or output.is_dir():
         raise ValueError(
@@ -82,7 +85,8 @@ def embed(arguments: Sequence[str]) -> str:
         with progress(console, "images") as on_rows:
             table.fill(rows, done // size * size, features_of(stored.network, batches), on_rows)
     except KeyboardInterrupt:
-        raise ValueError(f"stopped; the same command goes on from {table.folder}") from None
+        sys.stderr.write(f"mae-nas: stopped; the same command goes on from {table.folder}\n")
+        raise
     said = [] if picture is None else _drawn(rows, store, picture)
     table.finish(rows, store.files)
     begun = f" ({done:,} of them were there already)" if done else ""

@@ -39,5 +39,5 @@ def read(source: ImageSource, console: Console) -> ImageStore:
 
 def shown(stored: Stored, overrides: Sequence[str], file: Path, console: Console) -> ImageStore:
     """Those of the data set that `named_source` finds, as the network was shown its own."""
-    source = named_source(overrides, file, stored.preprocessing.side)
+    source = named_source(overrides, file, stored.preprocessing)
     return stored.preprocessing.apply(read(source, console))

@@ -4,38 +4,37 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_nas.checks import raise_all
 from mae_nas.cli.assemble import Maker
 from mae_nas.cli.build import build
 from mae_nas.cli.check import Layout, Root, check
 from mae_nas.cli.compose import compose
 from mae_nas.cli.run import Config
 from mae_nas.data import ImageSource
+from mae_nas.data.stream import Preprocessing
 from mae_nas.runs.folder import RunFolder
 
 PLACES = ("root", "test", "cache")
 """Where images lie, which may be elsewhere than in training."""
 
 
-def named_source(overrides: Sequence[str], checkpoint: Path, side: int) -> ImageSource:
+def named_source(overrides: Sequence[str], checkpoint: Path, seen: Preprocessing) -> ImageSource:
     """The data set of `data=NAME data.KEY=VALUE ...`, or else the one of the checkpoint's run.
 
     Args:
         overrides: as given.
         checkpoint: in its run folder, if the images are not named.
-        side: that the network wants, in pixels, where `data.side` does not say.
+        seen: what the network wants, where `data.side` and `data.channels` do not say.
 
     Raises:
         ValueError: a line for each mistake.
     """
-    others = [word for word in overrides if not word.startswith(("data=", "data."))]
-    raise_all(f"{word}: no such option; images are named by data=… data.root=…" for word in others)
     named = dict(word.split("=", 1) for word in overrides)
     if "data" in named:
         composed = compose(list(overrides), None, "pretrain")
         config, may_import = composed.config, None  # whatever the user names
-        if "data.side" not in named:
-            config["data"]["side"] = side
+        for key in ("side", "channels"):
+            if key in config["data"] and f"data.{key}" not in named:
+                config["data"][key] = getattr(seen, key)
     else:
         config, may_import = _stored(named, checkpoint), frozenset[str]()
     keys = ("name", "seed", "resume", "left_out", "data")

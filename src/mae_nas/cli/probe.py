@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mae_nas.cli.arguments import read_arguments, seed_number, whole_number
+from mae_nas.cli.arguments import check_images, read_arguments, seed_number, whole_number
 from mae_nas.cli.place import check_choices
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ USAGE = """\
 mae-nas probe checkpoint=RUN|FILE [data=NAME data.root=... ...] [KEY=VALUE ...]
 
 What the frozen features of a network are worth, beside those of one with random weights: RankMe
-(no labels), and where images have labels, kNN (20 neighbours, cosine), a linear probe, and both
-from 1 % and 10 % of the labels. Intervals are 95 %, over test images alone.
+(no labels: the features' effective number, of as many at most as there are; higher is better where
+networks give equally many), and where images have labels, kNN (20 neighbours, cosine), a linear
+probe, and both from 1 % and 10 % of the labels. Intervals are 95 %, over test images alone.
   checkpoint   of mae-nas pretrain or train: a run folder, or a checkpoint alone
   data=, data.root=, ...   the images; by default the run's
   probes=auto|rank_me|knn,linear,few   auto: all that the images have labels for
@@ -35,7 +36,7 @@ from 1 % and 10 % of the labels. Intervals are 95 %, over test images alone.
 """
 
 PROBES = ("rank_me", "knn", "linear", "few")
-SHARES = (0.01, 0.1)
+SHARES, NEIGHBOURS = (0.01, 0.1), 20
 _CALIBRATION = 50  # batches whose statistics the norms of random weights have
 _DEFAULTS = {"checkpoint": "", "probes": "auto", "most": "", "seed": "0", "batch": "64"}
 _DEFAULTS |= {"beside": "random", "threads": "", "device": "auto", "output": "", "format": "text"}
@@ -54,6 +55,7 @@ def probe(arguments: Sequence[str]) -> str:
     options = given.options
     wanted = _wanted(options["probes"])
     check_choices(options, {"beside": ("random", "none")})
+    check_images("probe", given.overrides, options)
     size, seed = whole_number("batch", options["batch"]), seed_number(options["seed"])
     most = whole_number("most", options["most"]) if options["most"] else None
     output = Path(options["output"]) if options["output"] else None
@@ -71,7 +73,7 @@ def probe(arguments: Sequence[str]) -> str:
 
     device = computing_device(options)
     stored, file = load_encoder(options["checkpoint"], device)
-    source = named_source(given.overrides, file, stored.preprocessing.side)
+    source = named_source(given.overrides, file, stored.preprocessing)
     store = read(source, Console(stderr=True))
     wanted = _possible(wanted, store)
     train, test = _parts(store, source, seed, "rank_me" not in wanted or len(wanted) > 1)
@@ -88,6 +90,7 @@ def probe(arguments: Sequence[str]) -> str:
         "most": options["most"],
         "train_images": len(train.positions),
         "test_images": len(test.positions) if test else 0,
+        "unseen_classes": _unseen(train, test),
         "features": stored.network.feature_info[-1].channels,
     }
     for name, network in networks.items():
@@ -132,7 +135,9 @@ def worth(
     if "few" in wanted:
         for share in SHARES:
             few = few_labels(labels, share, seed)
-            both = _judged(known[few], labels[few], *others, ("knn", "linear"), seed)
+            # As many neighbours as a class has images, or all of them would vote for everything.
+            k = max(1, min(NEIGHBOURS, len(few) // len(labels.unique())))
+            both = _judged(known[few], labels[few], *others, ("knn", "linear"), seed, k)
             found[_few(share)] = {"images": len(few), **both}
     return found
 
@@ -144,12 +149,14 @@ def _judged(
     answers: "Tensor",
     wanted: Sequence[str],
     seed: int,
+    neighbours: int = NEIGHBOURS,
 ) -> dict[str, Any]:
     from mae_nas.network.probing import accuracy_interval, knn_accuracy, linear_probe
 
     found: dict[str, Any] = {}
     if "knn" in wanted:
-        found["knn"] = {"top1": knn_accuracy(known, labels, test, answers).accuracy}
+        top1 = knn_accuracy(known, labels, test, answers, neighbours).accuracy
+        found["knn"] = {"top1": top1, "neighbours": neighbours}
     if "linear" in wanted:
         linear = linear_probe(known, labels, test, answers, seed)
         found["linear"] = {"top1": linear.accuracy, "l2": linear.strength}
@@ -205,6 +212,14 @@ def _parts(
     return Part(data.store, data.split.weights), Part(*data.tested)
 
 
+def _unseen(train: Part, test: Part | None) -> int:
+    """Classes that test images have and training images have not."""
+    if test is None or train.store.labels is None or test.store.labels is None:
+        return 0
+    known = set(train.store.labels[train.positions].tolist())
+    return len(set(test.store.labels[test.positions].tolist()) - known)
+
+
 def _drawn(positions: "NDArray[np.int64]", most: int | None, seed: int) -> "NDArray[np.int64]":
     """So many of them, in their order."""
     import numpy as np
@@ -224,6 +239,8 @@ def _page(facts: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['features']} features of step {facts['step']:,}, {facts['train_images']:,} "
         f"training images, {facts['test_images']:,} test images"
     )
+    if facts["unseen_classes"]:
+        yield f"{facts['unseen_classes']} classes have test images and no training image"
     shown = {"network": "network", "random": "random weights"}
     yield columns(list(_rows({head: facts[key] for key, head in shown.items() if key in facts})))
 
@@ -247,5 +264,5 @@ def _rows(networks: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, objec
             yield row(name, lambda found, key=key: share(found[key]))
         for few in map(_few, SHARES):
             if few in mine:
-                said = f"{name}, {mine[few]['images']:,} labels"
+                said = f"{name}, {few.removeprefix('few_')} % of labels: {mine[few]['images']:,}"
                 yield row(said, lambda found, key=key, few=few: share(found[few][key]))
