@@ -143,7 +143,7 @@ def _record(run: Path) -> Record | None:
     for places, key in ((summary.get("data"), "cache"), *((config.get("data"), k) for k in PLACES)):
         if places:
             places.pop(key, None)
-    if "genotype" in config:  # a file that others do not have, as its content
+    if config.get("genotype"):  # a file that others do not have, as its content
         given = f"genotype={quoted(config['genotype'])}"
         summary["overrides"] = [
             given if word.startswith("genotype=") else word for word in summary["overrides"]

@@ -90,4 +90,4 @@ def results(records: Sequence[Record]) -> str:
 
 def draw(records: Sequence[Record], folder: Path) -> None:
     """A panel for each probe."""
-    plot_comparison(panels(rows_of(records)), folder / "compare")
+    plot_comparison(panels(rows_of(records)), folder / "compare.png")
