@@ -4,6 +4,7 @@ Unlike the supernet's, norms scale and shift, and pools have none (DARTS's evalu
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,24 @@ class PlainPool(Primitive):
 
     def forward(self, x: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:
         return self.pool(x, before, after, self.stride)
+
+
+class _WholeGradient(torch.autograd.Function):
+    """The tensor; its gradient as a tensor of its own, in the same layout.
+
+    A concatenation gives each part a slice of its gradient, on which the norm behind it is several
+    times slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - torch's
+        is_last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.layout = torch.channels_last if is_last else torch.contiguous_format
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 - torch's
+        return gradient.contiguous(memory_format=ctx.layout)
 
 
 class DerivedCell(nn.Module):
@@ -66,7 +85,10 @@ class DerivedCell(nn.Module):
                 if edge.target == target and not self.operations[number].is_zero
             ]
             nodes[target] = sum(terms[1:], start=terms[0]) if terms else self._nothing(second)
-        return DenseState(torch.cat([nodes[node] for node in self.concat], dim=1))
+        outputs = [nodes[node] for node in self.concat]
+        if self.training:
+            outputs = [_WholeGradient.apply(output) for output in outputs]
+        return DenseState(torch.cat(outputs, dim=1))
 
     def _term(self, number: int, x: Tensor, keep: Tensor | None) -> Tensor:
         operation = self.operations[number]
