@@ -1,14 +1,16 @@
 """The network against its definition, written out with torch's functions."""
 
+import copy
 from collections.abc import Mapping
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mae_nas.backbone import StemName
 from mae_nas.genotype import PUBLISHED, CellGenotype, Edge, Genotype
+from mae_nas.masking import BatchNorm
 from mae_nas.network import DerivedNetwork, NetworkSize
 from mae_nas.network.cell import useful_edges
 
@@ -206,3 +208,27 @@ def test_networks_that_cannot_be_are_refused_in_a_line_each() -> None:
         NetworkSize(5, 8)
     with pytest.raises(ValueError, match="depth 2"):
         NetworkSize(4, 2)
+
+
+def test_norms_get_whole_gradients_and_the_same_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = DerivedNetwork(PUBLISHED["DARTS_V2"], NetworkSize(4, 3, "cifar"), 3, 16, 7).double()
+    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    twin = copy.deepcopy(made)
+    layouts = []
+
+    def seen(_part: nn.Module, _given: object, output: Tensor) -> None:
+        output.register_hook(
+            lambda g: layouts.append(g.is_contiguous(memory_format=torch.channels_last))
+        )
+
+    for part in made.modules():
+        if isinstance(part, BatchNorm):
+            part.register_forward_hook(seen)
+    made(image).square().sum().backward()
+    assert len(layouts) > 10
+    assert all(layouts)
+    monkeypatch.setattr("mae_nas.network.cell._WholeGradient.apply", lambda x: x)
+    twin(image).square().sum().backward()
+    for (name, one), other in zip(made.named_parameters(), twin.parameters(), strict=True):
+        if other.grad is not None:  # a classifier's other head
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-10, atol=1e-12, msg=name)
