@@ -238,11 +238,10 @@ def results(records: Sequence[Record]) -> str:
         for decoder, ratio, skips, *_, operations, loss in hearing(records)
     ]
     heard = ("decoder", "mask ratio", "skips, signal less null", "operations agree more within")
-    return (
-        table((*effects, "difference"), main_effects(arms_of(records)))
-        + "\n"
-        + table((*heard, "loss of cells alone"), rows)
-    )
+    found = list(main_effects(arms_of(records)))
+    parts = [table((*effects, "difference"), found)] if found else []
+    parts += [table((*heard, "loss of cells alone"), rows)] if rows else []
+    return "\n".join(parts) or "Too few searches yet, see its folder.\n"
 
 
 def _median(record: Record, metric: str) -> float:

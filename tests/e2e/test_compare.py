@@ -95,7 +95,7 @@ def row(
         "params": 1.5e6,
         "steps": 9,
         "latency_ms": {"low": 1.0, "median": latency, "high": 2.0},
-        "wall_seconds": 60.0 + seed,
+        "wall_seconds": 60.0 * (1 + seed),
         "probe": {
             "features": 64,
             "network": {"linear": {"top1": linear}, "rank_me": rank},
@@ -115,4 +115,5 @@ def test_what_cannot_be_told_is_said() -> None:
     assert second["linear probe, %, a less it"] == "+0.0 [-2.3, +2.3], not distinguishable"
     assert slower["linear probe, %, a less it"] == "-40.0 [-42.3, -37.7]; not equally fast"
     assert second["linear probe, %, random weights"] == "25.0"
-    assert second["minutes, with readings"] == "1.0 to 1.0"
+    assert second["minutes, with readings"] == "1.0 to 3.0"
+    assert second["RankMe, a less it"] == "-63.0 [-65.3, -60.7]"

@@ -81,8 +81,10 @@ def compare(arguments: Sequence[str]) -> str:
             plan = planned(names, options, given.overrides, output)
             jobs = list(_jobs(plan, numbers["seeds"], output))
             ended = run_jobs(jobs, LauncherSettings(1, "process", {}), signals)
+            if signals.received:
+                raise KeyboardInterrupt
             signals.has_started = False  # no job runs: a signal ends it at once
-            rows = [] if signals.received else list(_rows(plan, ended, options))
+            rows = list(_rows(plan, ended, options))
     except KeyboardInterrupt:
         sys.stderr.write(f"mae-nas: stopped; the same command goes on in {output}\n")
         raise
@@ -229,7 +231,12 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
             said[title] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
             if random := measured(rows, key, "random").get(name):
                 said[f"{title}, random weights"] = f"{unit * sum(random) / len(random):.1f}"
-            if name != first["network"] and key != "rank_me":  # which as many features bound
+            is_same = facts["probe"]["features"] == first["probe"]["features"]
+            if name != first["network"] and key == "rank_me" and not is_same:
+                said[f"{title}, {first['network']} less it"] = (
+                    "bounded by other numbers of features"
+                )
+            elif name != first["network"]:
                 others = values[first["network"]], values[name]
                 apart, low, high = (unit * each for each in difference(*others))
                 told = "" if low > 0 or high < 0 else ", not distinguishable"

@@ -1,6 +1,7 @@
 """How networks are compared: widths that make them equally fast, steps that take equal minutes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def _measured(words: Mapping[str, list[str]], options: Mapping[str, str]) -> dic
     facts: dict[str, dict[str, Any]] = {}
     given = float(options["latency_ms"]) / 1e3 if options["latency_ms"] else None
     image = torch.empty(0)
-    for name in sorted(words, key=lambda name: "model=" not in words[name][-1]):  # models first
+    for name in sorted(
+        words, key=lambda name: words[name][-1].startswith("genotype=")
+    ):  # models first
         run, mine = _prepared(words[name]), words[name]
         if not networks:
             device = torch.device(device_type(run.settings.accelerator))
@@ -80,13 +83,11 @@ def _measured(words: Mapping[str, list[str]], options: Mapping[str, str]) -> dic
             width = width_as_fast(network.genotype, place, image, reference, _SECONDS)
             mine = [*mine, f"network.width={width}"]
             run = _prepared(mine)
+        if runs:  # the same images: one copy of them will do
+            run = replace(run, data=next(iter(runs.values())).data)
         networks[name] = _made(run).to(image.device).eval()
         runs[name], given_to[name] = run, mine
-    seconds = dict.fromkeys(runs, float("inf"))
-    for _ in range(_TURNS):  # in turns, so that what else goes on meets all
-        for name, run in runs.items():
-            cost = measure_step(run.module, run.data, run.settings)
-            seconds[name] = min(seconds[name], cost.seconds)
+    seconds = _step_seconds(runs)
     for name, run in runs.items():
         facts[name] = _facts(run, given_to[name], seconds[name], float(options["budget_minutes"]))
         said = "{0}: {params:,} parameters, {steps} steps of {step_seconds:.3g} s"
@@ -96,6 +97,16 @@ def _measured(words: Mapping[str, list[str]], options: Mapping[str, str]) -> dic
         facts[name]["latency_ms"] = spread
     ordered = {name: facts[name] for name in words}
     return {"networks": ordered, "device": describe_device(image.device)}
+
+
+def _step_seconds(runs: Mapping[str, PretrainRun]) -> dict[str, float]:
+    """Of a step, the least of some, in turns, so that what else goes on meets all."""
+    seconds = dict.fromkeys(runs, float("inf"))
+    for _ in range(_TURNS):
+        for name, run in runs.items():
+            cost = measure_step(run.module, run.data, run.settings)
+            seconds[name] = min(seconds[name], cost.seconds)
+    return seconds
 
 
 def _prepared(words: Sequence[str]) -> PretrainRun:

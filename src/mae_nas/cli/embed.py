@@ -87,6 +87,8 @@ def embed(arguments: Sequence[str]) -> str:
     except KeyboardInterrupt:
         sys.stderr.write(f"mae-nas: stopped; the same command goes on from {table.folder}\n")
         raise
+    finally:
+        table.release()
     said = [] if picture is None else _drawn(rows, store, picture)
     table.finish(rows, store.files)
     begun = f" ({done:,} of them were there already)" if done else ""

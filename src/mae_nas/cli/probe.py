@@ -21,9 +21,9 @@ USAGE = """\
 mae-nas probe checkpoint=RUN|FILE [data=NAME data.root=... ...] [KEY=VALUE ...]
 
 What the frozen features of a network are worth, beside those of one with random weights: RankMe
-(no labels: the features' effective number, of as many at most as there are; higher is better where
-networks give equally many), and where images have labels, kNN (20 neighbours, cosine), a linear
-probe, and both from 1 % and 10 % of the labels. Intervals are 95 %, over test images alone.
+(no labels: the features' effective number; a low one is a sign of collapse, and no ranking), and
+where images have labels, kNN (20 neighbours, cosine), a linear probe, and both from 1 % and 10 % of
+the labels. Intervals are 95 %, over test images alone.
   checkpoint   of mae-nas pretrain or train: a run folder, or a checkpoint alone
   data=, data.root=, ...   the images; by default the run's
   probes=auto|rank_me|knn,linear,few   auto: all that the images have labels for

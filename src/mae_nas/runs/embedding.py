@@ -73,20 +73,34 @@ class PartialTable:
 
     def _lock(self) -> None:
         """Hold the folder until this process ends; ValueError if another one does."""
-        if self.folder in _HELD:
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        path = self.folder / "lock"
+        while True:
+            file = os.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One that was removed meanwhile, by a process that came to its end, holds nothing.
+                if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
+                    break
+            except BlockingIOError:
+                os.close(file)
+                what = f"output: {self.output} is being made by another process"
+                raise ValueError(what) from None
+            except OSError:
+                os.close(file)
+                raise
             os.close(file)
-            raise ValueError(f"output: {self.output} is being made by another process") from None
-        _HELD[self.folder] = file
+        _HELD[self.folder.resolve()] = file
+
+    def release(self) -> None:
+        """Let go of the folder, whatever lies in it."""
+        if (file := _HELD.pop(self.folder.resolve(), None)) is not None:
+            os.close(file)
 
     def open(self) -> tuple[NDArray[np.float32], int]:
         """The table on disk, and how many of its rows are done."""
         done = 0
+        self.release()
         self._lock()
         table = self._table
         try:
@@ -130,7 +144,7 @@ class PartialTable:
             WRITERS[self.output.suffix](beside, table, files)
         for file in (self._table, self._state, self.folder / "lock"):
             file.unlink(missing_ok=True)
-        os.close(_HELD.pop(self.folder))
+        self.release()
         with contextlib.suppress(OSError):  # someone else's files are in it
             self.folder.rmdir()
 
