@@ -97,7 +97,8 @@ def test_a_pretraining_learns_and_leaves_the_names_that_scripts_rely_on(
 
 
 @pytest.mark.parametrize(
-    "more", [[], pytest.param(["model=resnet18", "genotype=null", "data.side=32"])]
+    "more",
+    [[], pytest.param(["model=resnet18", "genotype=null", "data.side=32"], marks=pytest.mark.slow)],
 )
 def test_one_that_goes_on_ends_as_if_it_had_not_stopped(
     pretrain: Pretrain, tmp_path: Path, more: list[str]

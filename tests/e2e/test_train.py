@@ -323,7 +323,7 @@ def test_an_export_that_differs_leaves_nothing(
     capsys.readouterr()
     assert main(["export", "checkpoint=run", "format=safetensors", "output=net.safetensors"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "scores of 256 test images differ by up to 0.01 from the network's" in line
+    assert "outputs of 256 test images differ by up to 0.01 from the network's" in line
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     # However wide the tolerance: not in what they say.
     monkeypatch.setattr("mae_nas.cli.export.TOLERANCE", 10.0)
