@@ -270,20 +270,20 @@ def test_embed_that_is_killed_gives_the_same_bytes(
 def test_probe_says_what_features_are_worth(
     pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [f"checkpoint={pretrained}", "most=400", "probes=rank_me,knn,few"]
+    given = [f"checkpoint={pretrained}", "most=150", "probes=rank_me,knn,few"]
     assert main(["probe", *given, "format=json", f"output={tmp_path / 'a.json'}"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((tmp_path / "a.json").read_text())
-    assert (facts["train_images"], facts["test_images"], facts["features"]) == (400, 359, 64)
+    assert (facts["train_images"], facts["test_images"], facts["features"]) == (150, 359, 64)
     for network in (facts["network"], facts["random"]):
         assert 1 < network["rank_me"] < 64
         low, high = network["knn"]["interval"]
         assert 0.1 < low < network["knn"]["top1"] < high  # better than chance
-        assert network["few_10"]["images"] == 40
+        assert network["few_10"]["images"] == 15
         assert set(network["few_1"]) == {"images", "knn", "linear"}
     assert main(["probe", *given]) == 0
     page = capsys.readouterr().out
-    assert "400 training images, 359 test images" in page
+    assert "150 training images, 359 test images" in page
     assert f"{facts['network']['knn']['top1']:.1%}" in page
 
 

@@ -100,8 +100,8 @@ def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param([], marks=pytest.mark.slow),
-        ["recipe.policy=rand-m5", "recipe.smallest_crop=0.5"],
+        [],
+        pytest.param(["recipe.policy=rand-m5", "recipe.smallest_crop=0.5"], marks=pytest.mark.slow),
     ],
 )
 def test_a_training_that_goes_on_ends_as_if_it_had_not_stopped(

@@ -107,6 +107,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "f.npz").exists()
 
 
+@pytest.mark.slow
 def test_another_process_that_makes_the_same_file_is_refused(tmp_path: Path) -> None:
     table(tmp_path / "f.npz").open()
     words = (
