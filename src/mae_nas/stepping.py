@@ -1,5 +1,6 @@
 """What every training here shares: descent in micro-batches, values to show, a watch for NaN."""
 
+import inspect
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -231,18 +232,21 @@ class Reading(ABC):
         """(E, K) mixing weights by kind of cell, where cells are searched."""
         return {}
 
-    @abstractmethod
     def to_dict(self) -> dict[str, object]:
         """Plain values."""
+        return dict(self.__dict__)
 
-    @staticmethod
-    @abstractmethod
-    def from_dict(fields: dict[str, object]) -> "Reading":
-        """The inverse of `to_dict`."""
+    @classmethod
+    def from_dict(cls, fields: dict[str, object]) -> Self:
+        """The inverse of `to_dict`; ValueError if any is missing, others are passed over."""
+        names = list(inspect.signature(cls).parameters)
+        if missing := [name for name in names if name not in fields]:
+            raise ValueError(f"a reading without {', '.join(missing)} is no {cls.__name__}")
+        return cls(**{name: fields[name] for name in names})
 
-    @abstractmethod
-    def is_news(self, before: Self | None) -> bool:
+    def is_news(self, before: Self | None) -> bool:  # noqa: ARG002 - of one that may be a warning
         """Whether it is to be told, given the one before."""
+        return False
 
     @abstractmethod
     def in_words(self) -> str:

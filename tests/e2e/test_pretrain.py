@@ -29,6 +29,7 @@ TINY = [
 """Thirteen steps an epoch, 39 in all."""
 EXACT = ["trainer.precision=64-true", "trainer.sync_batchnorm=true"]
 Start = Callable[..., subprocess.Popen[str]]
+AssertSame = Callable[[Path, Path], None]
 Pretrain = Callable[..., int]
 
 
@@ -54,18 +55,6 @@ def summary(run: Path) -> dict[str, Any]:
 
 def saved(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_same(one: Path, other: Path) -> None:
-    first, second = saved(one), saved(other)
-    assert first["global_step"] == second["global_step"] == 39
-    for name, values in first["state_dict"].items():
-        assert torch.equal(values, second["state_dict"][name]), name
-    states = [s["optimizer_states"][0]["state"] for s in (first, second)]
-    for key, state in states[0].items():
-        assert all(torch.equal(value, states[1][key][name]) for name, value in state.items())
-    assert (one / "readings.jsonl").read_text() == (other / "readings.jsonl").read_text()
-    assert summary(one)["final"] == summary(other)["final"]
 
 
 def test_a_pretraining_learns_and_leaves_the_names_that_scripts_rely_on(
@@ -110,7 +99,7 @@ def test_a_pretraining_learns_and_leaves_the_names_that_scripts_rely_on(
     ],
 )
 def test_one_that_goes_on_ends_as_if_it_had_not_stopped(
-    pretrain: Pretrain, tmp_path: Path, more: list[str]
+    pretrain: Pretrain, tmp_path: Path, more: list[str], assert_same: AssertSame
 ) -> None:
     assert pretrain("hydra.run.dir=whole", *more, "efficiency.workers=0") == 0
     parts = ["hydra.run.dir=parts", *more]
@@ -123,7 +112,7 @@ def test_one_that_goes_on_ends_as_if_it_had_not_stopped(
 
 @pytest.mark.slow
 def test_one_that_is_killed_ends_as_if_it_had_not_been(
-    start: Start, tmp_path: Path, wait_for: Callable[..., None]
+    start: Start, tmp_path: Path, wait_for: Callable[..., None], assert_same: AssertSame
 ) -> None:
     undrawn = tmp_path / "undrawn.py"
     for folder, kills in (("whole", ()), ("killed", (3, 9, 22))):

@@ -29,6 +29,7 @@ TINY = [
 """Eleven steps an epoch, 33 in all, with all that draws random numbers."""
 EXACT = ["trainer.precision=64-true", "trainer.sync_batchnorm=true"]
 Start = Callable[..., subprocess.Popen[str]]
+AssertSame = Callable[[Path, Path], None]
 
 
 @pytest.fixture
@@ -46,19 +47,6 @@ def summary(run: Path) -> dict[str, Any]:
 
 def saved(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def assert_same(one: Path, other: Path) -> None:
-    first, second = saved(one), saved(other)
-    assert first["global_step"] == second["global_step"]
-    for name, values in first["state_dict"].items():
-        assert torch.equal(values, second["state_dict"][name]), name
-    states = [s["optimizer_states"][0]["state"] for s in (first, second)]
-    for key, state in states[0].items():
-        assert torch.equal(state["momentum_buffer"], states[1][key]["momentum_buffer"])
-    assert (one / "readings.jsonl").read_text() == (other / "readings.jsonl").read_text()
-    keys = ("test_top1", "test_loss", "final", "test_top1_by_class")
-    assert [summary(one)[key] for key in keys] == [summary(other)[key] for key in keys]
 
 
 def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
@@ -105,7 +93,7 @@ def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
     ],
 )
 def test_a_training_that_goes_on_ends_as_if_it_had_not_stopped(
-    train: Callable[..., int], tmp_path: Path, more: list[str]
+    train: Callable[..., int], tmp_path: Path, more: list[str], assert_same: AssertSame
 ) -> None:
     assert train("hydra.run.dir=whole", *more, "efficiency.workers=0") == 0
     parts = ["hydra.run.dir=parts", *more]
@@ -150,7 +138,7 @@ def test_trainings_are_swept_over(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_training_ends_as_if_nothing_had_happened(
-    train: Callable[..., int], tmp_path: Path, start_train: Start
+    train: Callable[..., int], tmp_path: Path, start_train: Start, assert_same: AssertSame
 ) -> None:
     assert train("hydra.run.dir=whole") == 0
     here = ["hydra.run.dir=run", "resume=auto", "trainer.checkpoint_seconds=0.02"]

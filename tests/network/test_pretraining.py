@@ -111,7 +111,7 @@ def test_steps_are_the_length_where_they_are_given() -> None:
 def test_a_reading_survives_its_file() -> None:
     reading = PretrainReading(3, 0.5, 0.25)
     assert PretrainReading.from_dict({**reading.to_dict(), "new": 1}) == reading
-    with pytest.raises(ValueError, match="without held_out_loss is not of a pretraining"):
+    with pytest.raises(ValueError, match="without held_out_loss is no PretrainReading"):
         PretrainReading.from_dict({"step": 3, "epoch": 0.5})
 
 

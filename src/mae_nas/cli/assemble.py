@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
+import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -18,7 +19,7 @@ from mae_nas.backbone import BackbonePlan, FeatureInfo, plan_backbone
 from mae_nas.checks import raise_all
 from mae_nas.cli.build import build, import_target, part, refusals
 from mae_nas.cli.run import Config
-from mae_nas.data import ImageSource
+from mae_nas.data import ImageSource, ImageStore, StepData
 from mae_nas.data.source import Progress as OnProgress
 from mae_nas.decoders import Decoder
 from mae_nas.masking import Masking, synchronise
@@ -26,7 +27,7 @@ from mae_nas.objectives import Objective
 from mae_nas.relaxations import Relaxation
 from mae_nas.runs.loggers import LoggerSettings
 from mae_nas.runs.progress import LINE_SECONDS
-from mae_nas.runs.trainer import Efficiency, TrainerSettings, automatic_precision
+from mae_nas.runs.trainer import Efficiency, Means, TrainerSettings, automatic_precision
 from mae_nas.search import BilevelSettings
 from mae_nas.search.optimizers import check_unrollable, make_fused
 from mae_nas.spaces import SearchSpace
@@ -36,6 +37,7 @@ from mae_nas.supernet import SupernetSize
 log = logging.getLogger("mae_nas")
 
 Part = TypeVar("Part")
+AnyMeans = TypeVar("AnyMeans", bound=Means)
 NODES: Mapping[str, type] = {
     "data": ImageSource,
     "space": SearchSpace,
@@ -74,6 +76,30 @@ def settle_precision(config: Config) -> None:
         trainer["precision"] = automatic_precision(trainer.get("accelerator", "auto"))
 
 
+class Common(NamedTuple, Generic[AnyMeans]):
+    """What every run begins with."""
+
+    settings: TrainerSettings
+    efficiency: AnyMeans
+    source: ImageSource
+
+
+def common_parts(config: Config, means: type[AnyMeans]) -> Common[AnyMeans]:
+    """Built from a checked configuration; torch has the threads that it says from here on."""
+    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
+    efficiency = build(means, config["efficiency"], {}, "efficiency")
+    if efficiency.threads != "auto":
+        torch.set_num_threads(efficiency.threads)
+    return Common(settings, efficiency, build(ImageSource, config["data"], {}, "data"))
+
+
+def load(data: StepData, config: Config, console: Console, store: ImageStore | None = None) -> None:
+    """Read the images, unless `store` holds them; then random weights are the seed's."""
+    with progress(console, "reading images") as on_progress:
+        data.load(on_progress, store)
+    pl.seed_everything(config["seed"], workers=False, verbose=False)
+
+
 def ready(module: StepModule, settings: TrainerSettings) -> int:
     """Make the module as wide and as synchronised as the settings say; where the run ends."""
     if settings.precision == "64-true":
@@ -108,17 +134,8 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
         broken: sections that were found wrong already and are not built, nor is what needs them.
     """
     maker = Maker(config, set(broken))
-    source = maker.make(ImageSource, "data")
-    settings = maker.make(TrainerSettings, "trainer")
-    maker.make(Efficiency, "efficiency")
-    maker.make(LoggerSettings, "logger")
-    optimizers = {}
-    for path in OPTIMIZERS if "search" not in maker.broken else ():
-        make = part(config["search"][path.rpartition(".")[2]])
-        weights = [nn.Parameter(torch.zeros(1))]
-        optimizers[path] = maker.hold(
-            path, lambda make=make, weights=weights: make_fused(make, weights)
-        )
+    source, settings = maker.common(Efficiency)
+    optimizers = {path: maker.optimizer(path) for path in OPTIMIZERS}
     bilevel = maker.make(BilevelSettings, "search")
     optimizer = optimizers.get("search.weight_optimizer")
     if bilevel is not None and bilevel.second_order and optimizer is not None:
@@ -172,6 +189,22 @@ class Maker:
         if any(name in asked and fact is None for name, fact in self.facts.items()):
             return None
         return self.hold(section, lambda: build(kind, self.config[section], self.facts, section))
+
+    def common(self, means: type[Means]) -> tuple[ImageSource | None, TrainerSettings | None]:
+        """What every run has: images and trainer, if they can be; also means and loggers."""
+        source = self.make(ImageSource, "data")
+        settings = self.make(TrainerSettings, "trainer")
+        self.make(means, "efficiency")
+        self.make(LoggerSettings, "logger")
+        return source, settings
+
+    def optimizer(self, path: str) -> Optimizer | None:
+        """The optimizer at SECTION.NAME, of no weight that matters."""
+        section, _, name = path.rpartition(".")
+        if section in self.broken:
+            return None
+        make, weights = part(self.config[section][name]), [nn.Parameter(torch.zeros(1))]
+        return self.hold(path, lambda: make_fused(make, weights))
 
     def hold(self, section: str, attempt: Callable[[], Part]) -> Part | None:
         """What `attempt` gives, or None if it is refused."""

@@ -78,12 +78,7 @@ Exit codes: 0 done, 1 failed, 2 configuration, 3 stopped by the collapse verdict
 """
 
 
-_TRAIN_KEYS = {
-    "genotype": "of the network: file, run folder, name (DARTS_V2), DARTS's text or random:SEED",
-    "network.width": "channels of the first cells",
-    "network.depth": "cells, at least 3",
-    "recipe.optimizer.lr": "learning rate at the start",
-    "recipe.validates": "true: judge by held-out training images until the end",
+_RUN_KEYS = {
     "data.root": "folder of images (data=folder, cifar10, cifar100, imagenet)",
     "data.batch_size": "images of a step, on all devices together",
     "seed": "",
@@ -94,6 +89,20 @@ _TRAIN_KEYS = {
     RUN_DIR: "the run folder",
     "hydra.sweep.dir": "the folder of a sweep (-m)",
     "hydra.launcher.parallel": "jobs of a sweep at once",
+}
+
+_NETWORK_KEYS = {
+    "genotype": "of the network: file, run folder, name (DARTS_V2), DARTS's text or random:SEED",
+    "network.width": "channels of the first cells",
+    "network.depth": "cells, at least 3",
+}
+
+_TRAIN_KEYS = {
+    **_NETWORK_KEYS,
+    "init_from": "run folder of mae-nas pretrain: begin with its weights",
+    "recipe.optimizer.lr": "learning rate at the start",
+    "recipe.validates": "true: judge by held-out training images until the end",
+    **_RUN_KEYS,
 }
 
 _TRAIN_USAGE = """\
@@ -118,24 +127,13 @@ Exit codes: 0 done, 1 failed, 2 configuration, 75 run it again, 130 Ctrl-C.
 """
 
 _PRETRAIN_KEYS = {
-    "genotype": "of the network: file, run folder, name (DARTS_V2), DARTS's text or random:SEED",
-    "model": "or a convolutional network of timm, e.g. resnet18",
-    "network.width": "channels of the first cells",
-    "network.depth": "cells, at least 3",
+    **_NETWORK_KEYS,
+    "model": "instead of genotype: a convolutional network of timm, e.g. resnet18",
     "mask.ratio": "fraction of the patches that is hidden",
     "mask.patch_size": "pixels",
     "pretraining.steps": "length of the schedule in steps, instead of trainer.max_epochs",
     "pretraining.optimizer.lr": "for 256 images a step",
-    "data.root": "folder of images (data=folder, cifar10, cifar100, imagenet)",
-    "data.batch_size": "images of a step, on all devices together",
-    "seed": "",
-    "resume": "null: new run | auto: newest unfinished | PATH of a run",
-    "trainer.max_epochs": "length of the schedule",
-    "trainer.max_steps": "stop early; schedules stay",
-    "trainer.precision": "auto (half on CUDA) | 32-true | 64-true | bf16-mixed | 16-mixed",
-    RUN_DIR: "the run folder",
-    "hydra.sweep.dir": "the folder of a sweep (-m)",
-    "hydra.launcher.parallel": "jobs of a sweep at once",
+    **_RUN_KEYS,
 }
 
 _PRETRAIN_USAGE = """\

@@ -7,16 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from torch import nn
 from torch.optim import Optimizer
 
 from mae_nas.backbone import FeatureInfo, check_side
 from mae_nas.checks import raise_all
-from mae_nas.cli.assemble import Maker, assemble_masked, batch_problems, progress, ready
-from mae_nas.cli.build import build, part
+from mae_nas.cli.assemble import (
+    Maker,
+    assemble_masked,
+    batch_problems,
+    common_parts,
+    load,
+    ready,
+)
+from mae_nas.cli.build import build
 from mae_nas.cli.check import Layout, Root
 from mae_nas.cli.masked import MaskedRun, yardsticks_of
 from mae_nas.cli.run import Config
@@ -41,7 +46,6 @@ from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import LoggerSettings, RunLog
 from mae_nas.runs.pictures import draw_masked
 from mae_nas.runs.trainer import NetworkEfficiency, TrainerSettings
-from mae_nas.search.optimizers import make_fused
 from mae_nas.spaces import S0
 from mae_nas.spaces.derivation import named_genotype
 
@@ -108,7 +112,10 @@ class PretrainRun(MaskedRun[PretrainReading]):
         said = "%s: %.2f M parameters, %.1f M multiply-adds"
         log.info(said, name, costs.params / 1e6, costs.macs / 1e6)
 
-    def take(self, earlier: Sequence[PretrainReading]) -> PretrainReading:  # noqa: ARG002
+    def take(
+        self,
+        earlier: Sequence[PretrainReading],  # noqa: ARG002 - no verdict on those before
+    ) -> PretrainReading:
         return take_pretrain_reading(self.module, self.data.held_out_batches())
 
     def values(self, reading: PretrainReading) -> dict[str, float | str]:
@@ -157,15 +164,9 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
         broken: sections that were found wrong already.
     """
     maker = Maker(config, set(broken))
-    source = maker.make(ImageSource, "data")
-    settings = maker.make(TrainerSettings, "trainer")
-    maker.make(NetworkEfficiency, "efficiency")
-    maker.make(LoggerSettings, "logger")
+    source, settings = maker.common(NetworkEfficiency)
     maker.make(NetworkSize, "network")
-    if "pretraining" not in maker.broken:
-        make = part(config["pretraining"]["optimizer"])
-        weights = [nn.Parameter(torch.zeros(1))]
-        maker.hold("pretraining.optimizer", lambda: make_fused(make, weights))
+    maker.optimizer("pretraining.optimizer")
     maker.make(PretrainSettings, "pretraining")
     side = None if source is None else source.known_side()
     channels = (source and source.known_channels()) or 1
@@ -226,11 +227,7 @@ def _features(config: Config, channels: int, side: int | None) -> Sequence[Featu
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> PretrainRun:
     """Build everything from a checked configuration; read the data."""
-    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
-    efficiency = build(NetworkEfficiency, config["efficiency"], {}, "efficiency")
-    if efficiency.threads != "auto":
-        torch.set_num_threads(efficiency.threads)
-    source = build(ImageSource, config["data"], {}, "data")
+    settings, efficiency, source = common_parts(config, NetworkEfficiency)
     data = UnlabelledData(
         source,
         config["seed"],
@@ -239,9 +236,7 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> PretrainRun:
         efficiency.workers,
         efficiency.resident,
     )
-    with progress(console, "reading images") as on_progress:
-        data.load(on_progress)
-    pl.seed_everything(config["seed"], workers=False, verbose=False)
+    load(data, config, console)
     maker = Maker(config)
     masked = assemble(maker, data.side, data.channels)
     raise_all(maker.problems)

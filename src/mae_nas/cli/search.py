@@ -7,22 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-import torch
 from rich.console import Console
 
 from mae_nas.checks import raise_all
-from mae_nas.cli.assemble import Maker, Parts, assemble, progress, ready
+from mae_nas.cli.assemble import Maker, Parts, assemble, common_parts, load, ready
 from mae_nas.cli.build import build
 from mae_nas.cli.check import SEARCH
 from mae_nas.cli.masked import MaskedRun, yardsticks_of
 from mae_nas.cli.run import Config
-from mae_nas.data import ImageSource, ImageStore, SearchData
+from mae_nas.data import ImageStore, SearchData
 from mae_nas.runs.folder import RunFolder
 from mae_nas.runs.loggers import RunLog
 from mae_nas.runs.pictures import Pictures
 from mae_nas.runs.records import network_costs, search_record
-from mae_nas.runs.trainer import Efficiency, TrainerSettings
+from mae_nas.runs.trainer import Efficiency
 from mae_nas.search import BilevelSettings, SearchModule, SearchReading, take_reading
 from mae_nas.search.reading import chance_in_words, edge_rows, reading_row
 from mae_nas.supernet import CellMaker, FusedCell, ReferenceCell, Supernet
@@ -107,11 +105,7 @@ def prepare(
     config: Config, folder: RunFolder, console: Console, store: ImageStore | None = None
 ) -> SearchRun:
     """Build everything from a checked configuration; read the data, unless `store` holds them."""
-    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
-    efficiency = build(Efficiency, config["efficiency"], {}, "efficiency")
-    if efficiency.threads != "auto":
-        torch.set_num_threads(efficiency.threads)
-    source = build(ImageSource, config["data"], {}, "data")
+    settings, efficiency, source = common_parts(config, Efficiency)
     data = SearchData(
         source,
         config["seed"],
@@ -120,9 +114,7 @@ def prepare(
         efficiency.workers,
         efficiency.resident,
     )
-    with progress(console, "reading images") as on_progress:
-        data.load(on_progress, store)
-    pl.seed_everything(config["seed"], workers=False, verbose=False)
+    load(data, config, console, store)
     maker = Maker(config)
     parts = assemble(maker, data.side, data.channels)
     raise_all(maker.problems)

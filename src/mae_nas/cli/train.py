@@ -8,16 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from torch import nn
 from torch.optim import Optimizer
 
 from mae_nas import ranks
 from mae_nas.cli.announce import announce_data
-from mae_nas.cli.assemble import Maker, batch_problems, progress, ready
-from mae_nas.cli.build import build, part
+from mae_nas.cli.assemble import Maker, batch_problems, common_parts, load, ready
+from mae_nas.cli.build import build
 from mae_nas.cli.check import Layout, Root
 from mae_nas.cli.run import Config, Run
 from mae_nas.data import ImageSource
@@ -42,7 +40,6 @@ from mae_nas.runs.loggers import LoggerSettings, RunLog
 from mae_nas.runs.tables import MetricsTable
 from mae_nas.runs.train_plots import plot_classes, plot_curves
 from mae_nas.runs.trainer import NetworkEfficiency, TrainerSettings
-from mae_nas.search.optimizers import make_fused
 from mae_nas.spaces import S0
 from mae_nas.spaces.derivation import named_genotype
 
@@ -200,14 +197,9 @@ def judge(config: Config, broken: Collection[str]) -> list[str]:
         broken: sections that were found wrong already.
     """
     maker = Maker(config, set(broken))
-    source = maker.make(ImageSource, "data")
-    settings = maker.make(TrainerSettings, "trainer")
-    maker.make(NetworkEfficiency, "efficiency")
-    maker.make(LoggerSettings, "logger")
+    source, settings = maker.common(NetworkEfficiency)
     size = maker.make(NetworkSize, "network")
-    if "recipe" not in maker.broken:
-        make = part(config["recipe"]["optimizer"])
-        maker.hold("recipe.optimizer", lambda: make_fused(make, [nn.Parameter(torch.zeros(1))]))
+    maker.optimizer("recipe.optimizer")
     recipe = maker.make(Recipe, "recipe")
     side = None if source is None else source.known_side()
     if source is not None and side is not None and size is not None and "" not in maker.broken:
@@ -254,14 +246,10 @@ def _shape(config: Config, place: Place) -> DerivedNetwork:
 
 def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
     """Build everything from a checked configuration; read the data."""
-    settings = build(TrainerSettings, config["trainer"], {}, "trainer")
-    efficiency = build(NetworkEfficiency, config["efficiency"], {}, "efficiency")
-    if efficiency.threads != "auto":
-        torch.set_num_threads(efficiency.threads)
+    settings, efficiency, source = common_parts(config, NetworkEfficiency)
     begun = None
     if config["init_from"] and not folder.checkpoint.exists():  # of a run that only begins
         begun = read_checkpoint(checkpoint_in(config["init_from"], "init_from"))
-    source = build(ImageSource, config["data"], {}, "data")
     recipe = build(Recipe, config["recipe"], {}, "recipe")
     data = LabelledData(
         source,
@@ -273,9 +261,7 @@ def prepare(config: Config, folder: RunFolder, console: Console) -> TrainRun:
         resident=efficiency.resident,
     )
     data.augmentation = recipe.augmentation
-    with progress(console, "reading images") as on_progress:
-        data.load(on_progress)
-    pl.seed_everything(config["seed"], workers=False, verbose=False)
+    load(data, config, console)
     size = build(NetworkSize, config["network"], {}, "network")
     place = Place(size, data.channels, data.side, len(data.classes))
     network = place.network(_genotype(config["genotype"]))

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class TimmEncoder(Encoder):
         self.name = name
         infos = [
             FeatureInfo(info["num_chs"], info["reduction"])
-            for info in self.body.feature_info.get_dicts()  # type: ignore[union-attr]
+            for info in cast("Any", self.body).feature_info.get_dicts()
         ]
         strides = [info.stride for info in infos]
         if len(strides) < STAGES or strides != sorted(set(strides)):

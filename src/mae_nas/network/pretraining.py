@@ -71,19 +71,6 @@ class PretrainReading(MaskedReading):
     epoch: float
     held_out_loss: float
 
-    def to_dict(self) -> dict[str, object]:
-        return dict(self.__dict__)
-
-    @staticmethod
-    def from_dict(fields: dict[str, object]) -> "PretrainReading":
-        names = list(PretrainReading.__dataclass_fields__)
-        if missing := [name for name in names if name not in fields]:
-            raise ValueError(f"a reading without {', '.join(missing)} is not of a pretraining")
-        return PretrainReading(**{name: fields[name] for name in names})  # type: ignore[arg-type]
-
-    def is_news(self, before: "PretrainReading | None") -> bool:  # noqa: ARG002 - never a warning
-        return False
-
     def in_words(self) -> str:
         return f"held-out loss {self.held_out_loss:.4f} at step {self.step}"
 

@@ -113,19 +113,6 @@ class TrainReading(Reading):
     images: int
     judged_by: str
 
-    def to_dict(self) -> dict[str, object]:
-        return dict(self.__dict__)
-
-    @staticmethod
-    def from_dict(fields: dict[str, object]) -> "TrainReading":
-        names = list(TrainReading.__dataclass_fields__)
-        if missing := [name for name in names if name not in fields]:
-            raise ValueError(f"a reading without {', '.join(missing)} is not of a training")
-        return TrainReading(**{name: fields[name] for name in names})  # type: ignore[arg-type]
-
-    def is_news(self, before: "TrainReading | None") -> bool:  # noqa: ARG002 - never a warning
-        return False
-
     def in_words(self) -> str:
         return (
             f"{self.judged_by} accuracy {100 * self.top1:.2f} % (top 5 {100 * self.top5:.2f} %), "

@@ -72,14 +72,14 @@ class SearchReading(MaskedReading):
         del fields["genotype"]
         return {**self.genotype.to_dict(), **fields}
 
-    @staticmethod
-    def from_dict(fields: dict[str, object]) -> "SearchReading":
+    @classmethod
+    def from_dict(cls, fields: dict[str, object]) -> "SearchReading":
         """The inverse of `to_dict`."""
-        names = [name for name in SearchReading.__dataclass_fields__ if name != "genotype"]
+        names = [name for name in cls.__dataclass_fields__ if name != "genotype"]
         values = {name: fields[name] for name in names if name in fields}
         if missing := [name for name in names if name not in {"chance_normal", *values}]:
             raise ValueError(f"a reading without {', '.join(missing)} was not written by a search")
-        return SearchReading(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
+        return cls(genotype=Genotype.from_dict(fields), **values)  # type: ignore[arg-type]
 
 
 def take_reading(
