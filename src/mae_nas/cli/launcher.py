@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -201,7 +201,11 @@ def run_jobs(jobs: Sequence[Job], settings: LauncherSettings, signals: Signals) 
     # Those that outlived an earlier sweep count first among the jobs that run at once.
     order = sorted(jobs, key=lambda job: not job.is_running)
     with ThreadPoolExecutor(runner.at_once) as pool:
-        return sorted(pool.map(runner.run, order), key=lambda job: job.number)
+        ends = [pool.submit(runner.run, job) for job in order]
+        # Python hears a signal that came just before its main thread slept when that wakes.
+        while wait(ends, timeout=_POLL_SECONDS).not_done:
+            pass
+        return sorted((end.result() for end in ends), key=lambda job: job.number)
 
 
 class _Runner:
