@@ -29,13 +29,13 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 SOME = [
-    ["space=s0", "supernet.width=4"],
+    ["space=s4", "decoder=simmim"],
     ["space=s1", "mask.mode=sparse", "mask.patch_size=4", "decoder=unet", "decoder.width=8"],
     ["space=s2", "mask.mode=sparse", "mask.patch_size=2"],
 ]
 MORE = [
     ["space=s3", "search.second_order=true"],
-    ["space=s4", "decoder=simmim"],
+    ["space=s0", "supernet.width=4"],
     ["space=s0", "efficiency.recompute=true"],
     ["space=s0", "efficiency.cpp=false"],
     ["space=s2", "trainer.accumulate=2"],

@@ -79,6 +79,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     assert_same(run, finished(*length))
 
 
+@pytest.mark.slow
 def test_loader_workers_change_no_bit(
     search: Search, finished: Callable[..., Path], assert_same: Search, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ LONG = ["trainer.max_epochs=9", "trainer.max_steps=12"]  # a reading at every se
     ("stop", "options"),
     [
         (4, []),
-        (6, []),
+        pytest.param(6, [], marks=pytest.mark.slow),
         (7, []),
         pytest.param(4, ["trainer.precision=64-true"], marks=pytest.mark.slow),
         pytest.param(4, ["trainer.precision=bf16-mixed"], marks=pytest.mark.slow),

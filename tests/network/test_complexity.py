@@ -18,7 +18,7 @@ GOLDEN = json.loads(
 CASES = [
     pytest.param(
         *(name, where),
-        marks=[] if where in ("cifar10_C36_L20", "imagenet_C48_L14") else pytest.mark.slow,
+        marks=[] if where == "cifar10_C36_L20" or name == "DARTS_V2" else pytest.mark.slow,
     )
     for name, places in GOLDEN.items()
     for where in places

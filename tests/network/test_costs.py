@@ -32,7 +32,11 @@ PLACES = (
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.size.stem)
-@pytest.mark.parametrize("space", [S0(), S1(), S4(), Own()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "space",
+    [S0(), Own(), *(pytest.param(s, marks=pytest.mark.slow) for s in (S1(), S4()))],
+    ids=lambda s: type(s).__name__,
+)
 def test_base_and_table_sum_to_the_network(space: SearchSpace, place: Place) -> None:
     tables = cost_tables(space, place)
     for seed in range(3):

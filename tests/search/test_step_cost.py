@@ -123,12 +123,12 @@ def real(make_search: Callable[..., tuple], settings: Callable[..., BilevelSetti
     [
         (S3, "dense", False, ReferenceCell),
         pytest.param(S3, "sparse", True, ReferenceCell, marks=pytest.mark.slow),
-        (S4, "dense", True, ReferenceCell),
+        pytest.param(S4, "dense", True, ReferenceCell, marks=pytest.mark.slow),
         (S4, "sparse", False, ReferenceCell),
-        (S0, "dense", False, FUSED),
+        pytest.param(S0, "dense", False, FUSED, marks=pytest.mark.slow),
         (S0, "sparse", False, FUSED),
         (S3, "sparse", True, FUSED),
-        (S4, "dense", False, FUSED),
+        pytest.param(S4, "dense", False, FUSED, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_never_waits_for_the_device(

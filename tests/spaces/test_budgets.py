@@ -71,7 +71,15 @@ def all_cells(
     return score, totals
 
 
-@pytest.mark.parametrize(("levels", "width"), [(4, 1 << 10), (10**9, 1 << 10), (4, 1), (10**9, 1)])
+@pytest.mark.parametrize(
+    ("levels", "width"),
+    [
+        (4, 1 << 10),
+        pytest.param(10**9, 1 << 10, marks=pytest.mark.slow),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+        (10**9, 1),
+    ],
+)
 def test_limited_derivation_is_the_best_of_all_cells(
     levels: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
