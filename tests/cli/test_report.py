@@ -141,7 +141,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "number",
-    [10**400, "x", *(pytest.param(n, marks=pytest.mark.slow) for n in (float("nan"), 1e300, [1]))],
+    [10**400, *(pytest.param(n, marks=pytest.mark.slow) for n in (float("nan"), 1e300, "x", [1]))],
 )
 def test_any_number_of_a_stranger_is_shown(tmp_path: Path, number: object) -> None:
     run = a_run(tmp_path / "run", wall_seconds=number, yardsticks=number, skip_chance=number)

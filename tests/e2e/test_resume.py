@@ -80,6 +80,7 @@ def test_a_stop_between_readings_leaves_no_trace(
     assert_same(tmp_path / "run", finished(*LONG))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_path_from_an_older_checkpoint(
     search: Search, finished: Finished, assert_same: Search, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ WaitFor = Callable[..., None]
 LONG = ["trainer.max_epochs=9", "trainer.max_steps=24"]  # a reading at every second step
 
 
+@pytest.mark.slow
 def test_a_search_outlives_whoever_reads_its_lines(start: Start, tmp_path: Path) -> None:
     process = start("hydra.run.dir=run", "trainer.max_steps=3")
     assert process.stdout

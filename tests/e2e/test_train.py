@@ -109,6 +109,7 @@ def test_a_training_that_goes_on_ends_as_if_it_had_not_stopped(
     assert record["test_images"] == 359
 
 
+@pytest.mark.slow
 def test_augmentation_reaches_the_batches(train: Callable[..., int], tmp_path: Path) -> None:
     plain = ["recipe.mixup=0", "recipe.cutout=0", "trainer.max_steps=1"]
     kinds = ("policy=rand-m9", "colour_jitter=0.9", "smallest_crop=0.3", "ema=0")
@@ -268,10 +269,8 @@ def test_other_runs_and_other_classes_are_refused(
     assert "belongs to a run with another set of classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["safetensors", *(pytest.param(k, marks=pytest.mark.slow) for k in ("onnx", "torch_export"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["safetensors", "onnx", "torch_export"])
 def test_an_export_is_compared_and_left(
     train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:

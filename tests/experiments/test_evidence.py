@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from importlib import import_module
 from io import BytesIO
@@ -24,6 +25,7 @@ from mae_nas.search.collapse import chance_of_skips
 from mae_nas.spaces import S0, S1, S2, S3
 from mae_nas.spaces.derivation import random_genotype
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -43,9 +45,21 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return evidence
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / "evidence.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(evidence: ModuleType, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The script, in this process: its exit code, and what it printed."""
+
+    def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        given = [str(argument) for argument in arguments]
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            evidence.main(given)
+        code, said = ended.value.code or 0, capsys.readouterr()
+        if isinstance(code, str):  # Python prints it, and exits with 1
+            return subprocess.CompletedProcess(given, 1, said.out, f"{said.err}{code}\n")
+        return subprocess.CompletedProcess(given, code, said.out, said.err)
+
+    return _run
 
 
 def test_chance_of_a_skip_is_what_noise_gives(inference: ModuleType) -> None:
@@ -288,15 +302,14 @@ PICTURES = {
     ["figure2", *(pytest.param(c, marks=pytest.mark.slow) for c in PICTURES if c != "figure2")],
 )
 def test_tables_and_pictures_are_a_function_of_the_records(
-    claim: str, tmp_path: Path, evidence: ModuleType
+    claim: str, tmp_path: Path, run: Run
 ) -> None:
     def write(records: list[dict[str, Any]]) -> dict[str, bytes]:
         (tmp_path / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         for made in (*tmp_path.glob("*.png"), *tmp_path.glob("*.md")):
             made.unlink()
-        with pytest.raises(SystemExit) as ended:
-            evidence.main(["report", claim, "--folder", str(tmp_path)])
-        assert not ended.value.code
+        done = run("report", claim, "--folder", tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
         return {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.suffix in (".md", ".png")}
 
     records = records_of(claim)
@@ -387,7 +400,7 @@ def test_decoders_with_other_images_are_not_drawn_together(
     ],
 )
 def test_records_that_are_no_replicates_are_refused(
-    tmp_path: Path, seed: int, others: dict[str, Any], words: str
+    tmp_path: Path, run: Run, seed: int, others: dict[str, Any], words: str
 ) -> None:
     one, other = a_record(0, 3), a_record(seed, 4, others=others)
     other["config"]["data"] = {"root": "/elsewhere"}  # is no other protocol
@@ -455,6 +468,7 @@ def test_table_1_searches_and_trains_what_it_lists(
     assert evidence
 
 
+@pytest.mark.slow
 def test_table_1_sets_what_was_trained_beside_what_is_printed(evidence: ModuleType) -> None:
     module = import_module("table1_cifar10.claim")
     found = random_genotype(S0(), 7)
@@ -584,7 +598,7 @@ def a_sweep(folder: Path, **runs: str) -> Path:
     return folder
 
 
-def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path) -> None:
+def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path, run: Run) -> None:
     sweep = a_sweep(tmp_path / "sweep", a="collapsed", b="failed")
     (sweep / "c").mkdir()
     for _ in range(2):
@@ -603,7 +617,7 @@ def test_only_runs_at_their_end_are_collected_and_once(tmp_path: Path) -> None:
         assert record["config"]["data"] == record["data"] == {"side": 32}
 
 
-def test_records_of_another_protocol_leave_the_file_as_it_is(tmp_path: Path) -> None:
+def test_records_of_another_protocol_leave_the_file_as_it_is(tmp_path: Path, run: Run) -> None:
     sweep, made = a_sweep(tmp_path / "sweep", a="finished", b="finished"), tmp_path / "made"
     assert run("collect", "table3", sweep, "--folder", made).returncode == 0
     before = (made / "records.jsonl").read_text()
@@ -626,7 +640,7 @@ def test_records_of_another_protocol_leave_the_file_as_it_is(tmp_path: Path) -> 
         (("repeat", "table3", "1", "--folder", "nowhere"), "table3: records 1 to 0, not 1"),
     ],
 )
-def test_mistakes_are_one_line(arguments: tuple[str, ...], words: str) -> None:
+def test_mistakes_are_one_line(run: Run, arguments: tuple[str, ...], words: str) -> None:
     done = run(*arguments)
     assert done.returncode == 1
     assert words in done.stderr

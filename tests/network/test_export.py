@@ -70,8 +70,8 @@ def test_a_description_survives_its_text() -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["safetensors", "timm"]
-    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("onnx", "torch_export")],
+    ["safetensors"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("timm", "onnx", "torch_export")],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_fresh_process_computes_the_same(kind: str, tmp_path: Path) -> None:

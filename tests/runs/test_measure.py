@@ -29,7 +29,7 @@ def same(one: object, other: object) -> bool:
     [
         ["space=s4"],  # its noise is the only draw from torch's own stream
         ["efficiency.resident=false", "efficiency.workers=1", "search.second_order=true"],
-        ["trainer.precision=64-true", "trainer.accumulate=2"],
+        pytest.param(["trainer.precision=64-true", "trainer.accumulate=2"], marks=pytest.mark.slow),
     ],
 )
 def test_a_search_is_the_same_after_its_steps_were_measured(

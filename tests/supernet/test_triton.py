@@ -43,6 +43,7 @@ def run(marked: str, **environment: str) -> None:
     assert "skipped" not in ran.stdout
 
 
+@pytest.mark.slow
 def test_outputs_and_gradients_under_the_interpreter() -> None:
     run("not slow", TRITON_INTERPRET="1")
 
