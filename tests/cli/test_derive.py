@@ -96,12 +96,18 @@ def test_latencies_are_measured_once_for_a_place(
 ) -> None:
     words = ["derive", f"run={run}", *SMALL, "seconds=0.001", "checked=2"]
     said = []
-    for more in (["latency=true"], ["max_latency_ms=1e6"], ["max_latency_ms=1e6", "batch=2"]):
+    for more in (["latency=true"], ["max_latency_ms=1e6"], ["latency=true", "checked=3"]):
+        assert main([*words, *more]) == 0
+        said.append(capsys.readouterr().out)
+    for more in (["latency=true"], ["max_latency_ms=1e6", "batch=2"]):
         assert main([*words, *more]) == 0
         said.append(capsys.readouterr().out)
     assert "latencies measured: predicted latencies of 2 random cells" in said[0]
     assert f"latencies of {run}/derived/latency.json: predicted" in said[1]
-    assert f"measured anew, since {run}/derived/latency.json was measured elsewhere" in said[2]
+    anew = f"latencies measured anew, more than for {run}/derived/latency.json: predicted"
+    assert f"{anew} latencies of 3 random cells" in said[2]
+    assert f"latencies of {run}/derived/latency.json: predicted" in said[3]  # three are more
+    assert f"measured anew, since {run}/derived/latency.json was measured elsewhere" in said[4]
     assert main([*words, "batch=2", "latency=true", "format=json"]) == 0
     found = json.loads(capsys.readouterr().out)
     front = found["front"]["latency"]

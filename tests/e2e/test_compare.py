@@ -51,6 +51,19 @@ def test_a_comparison_is_made_once_and_gone_on_with(
     assert "out holds another comparison" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_pretraining_that_fails_is_named_and_nothing_is_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, "models=", "latency_ms=60", "seeds=1", "pretraining.optimizer.lr=1e38"]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "2 of 2 pretrainings have not ended: DARTS_V1-seed0: " in said.err.splitlines()[-1]
+    assert "probing" not in said.out
+    assert not (tmp_path / "out" / "compare.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -61,6 +74,7 @@ def test_a_comparison_is_made_once_and_gone_on_with(
         (["genotypes=DARTS_V1,DARTS_V1", "models=resnet18"], "two of them have the same name"),
         (["genotypes=DARTS_V1", "models=resnet18", "budget_minutes=0"], "budget_minutes=0: must"),
         (["genotypes=DARTS_V1", "models=resnet18", "seeds=x"], "seeds=x: must be a whole"),
+        (["genotypes=DARTS_V1", "latency_ms=1e-6"], "DARTS_V1: at width 2 the network takes"),
         (["genotypes=DARTS_V1", "latency_ms=-1"], "latency_ms=-1: must be a number above 0"),
         (["genotypes=DARTS_V1", "models=resnet18", "mask.rato=1"], "mask.rato: no such key"),
         (["genotypes=DARTS_V1", "models=resnet18", "seed=3"], "did you mean seeds?"),
@@ -83,6 +97,27 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "genotypes=DARTS_V1", "latency_ms=9", "output=FILE/a"],
+        ["embed", "checkpoint=run", "output=FILE/a/f.npz"],
+        ["probe", "checkpoint=run", "output=FILE/f.json"],
+        ["derive", "run=run", "output=FILE/a"],
+    ],
+)
+def test_a_file_where_a_folder_is_to_be_is_found_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
+    assert main(words) == 2
+    assert capsys.readouterr().err == "mae-nas: output: FILE is a file, not a folder\n"
 
 
 def row(
@@ -116,4 +151,5 @@ def test_what_cannot_be_told_is_said() -> None:
     assert slower["linear probe, %, a less it"] == "-40.0 [-42.3, -37.7]; not equally fast"
     assert second["linear probe, %, random weights"] == "25.0"
     assert second["minutes, with readings"] == "1.0 to 3.0"
-    assert second["RankMe, a less it"] == "-63.0 [-65.3, -60.7]"
+    assert second["RankMe"] == "71.0 [68.5, 73.5]"
+    assert not any("RankMe" in key and "less" in key for key in second)  # it ranks nothing

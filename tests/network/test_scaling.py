@@ -57,5 +57,5 @@ def test_no_other_width_is_nearer(parameters: int) -> None:
 
 @pytest.mark.usefixtures("clock")
 def test_what_cannot_be_as_fast_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"latency: at width 2 .* times as long .* network\.depth"):
+    with pytest.raises(ValueError, match=r"at width 2 .* times as long .* network\.depth"):
         width_as_fast(PUBLISHED["DARTS_V2"], PLACE, IMAGE, 10.0, 1.0)

@@ -4,13 +4,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from mae_nas.batch import Batch
 from mae_nas.data import Synthetic
-from mae_nas.runs.embedding import PartialTable, identity_of
+from mae_nas.network.encoder import Encoder
+from mae_nas.runs.embedding import PartialTable, features_of, identity_of
 
 ROWS, COLUMNS, BATCH = 103, 7, 3
 FEATURES = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
@@ -98,13 +103,28 @@ def test_an_identity_is_of_the_images_and_of_all_other_parts() -> None:
     assert identity_of(store, "a", 0) == keys[0]
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+class Spoilt(nn.Module):
+    """Features that are not numbers from the fifth image on."""
+
+    def features(self, image: Tensor) -> Tensor:
+        return image.flatten(1) / (image.flatten(1)[:, :1] < 5)
+
+
+def test_features_that_are_not_finite_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    values = torch.arange(9.0).reshape(9, 1, 1, 1).expand(9, 1, 1, COLUMNS)
+    batches = (Batch(values[i : i + 3], torch.arange(i, i + 3), 0) for i in range(0, 9, 3))
     made = table(tmp_path / "f.npz")
-    spoilt = FEATURES.copy()
-    spoilt[5, 1] = np.nan
+    features = features_of(cast(Encoder, Spoilt()), batches)
     with pytest.raises(ValueError, match="features of images 4 to 6 are not finite"):
-        made.fill(*made.open(), (spoilt[i : i + BATCH] for i in range(0, ROWS, BATCH)), quiet)
-    assert not (tmp_path / "f.npz").exists()
+        made.fill(*made.open(), features, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "f.npz").write_text("another's")
+    with pytest.raises(ValueError, match="is there already"):
+        table(tmp_path / "f.npz").open()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["another's"]
 
 
 @pytest.mark.slow

@@ -71,6 +71,15 @@ def check_images(command: str, overrides: Sequence[str], options: Mapping[str, s
         raise ValueError("checkpoint: needed, e.g. checkpoint=runs/pretrain/2026-01-31_12-00-00")
 
 
+def check_folder(key: str, folder: Path) -> None:
+    """ValueError, naming KEY, where a file is in the way of making `folder`."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise ValueError(f"{key}: {place} is a file, not a folder")
+            return
+
+
 def whole_number(key: str, text: str) -> int:
     """KEY=TEXT as a whole number, 1 or more; ValueError in one line."""
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**9):

@@ -10,6 +10,10 @@ REQUEUE = 75
 INTERRUPTED = 130
 
 
+class JobsFailedError(Exception):
+    """Of what a command was to set beside each other, some has failed; the message names it."""
+
+
 def is_in_order(code: int | None) -> bool:
     """Whether a run ended so that its folder says how far it came."""
     return code in (DONE, COLLAPSED, REQUEUE, INTERRUPTED)

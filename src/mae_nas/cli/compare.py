@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
+from mae_nas.cli.arguments import check_folder, decimal_number, read_arguments, whole_number
+from mae_nas.cli.codes import JobsFailedError
 from mae_nas.cli.spelling import quoted, suggest
 from mae_nas.keys import find
 
@@ -75,6 +76,7 @@ def compare(arguments: Sequence[str]) -> str:
     from mae_nas.cli.launcher import LauncherSettings, Signals, run_jobs
 
     output = Path(options["output"])
+    check_folder("output", output)
     signals = Signals()
     try:
         with signals.listening():
@@ -83,14 +85,15 @@ def compare(arguments: Sequence[str]) -> str:
             ended = run_jobs(jobs, LauncherSettings(1, "process", {}), signals)
             if signals.received:
                 raise KeyboardInterrupt
+            if missing := [job for job in ended if not job.ended]:
+                reasons = "; ".join(f"{job.folder.name}: {job.reason}" for job in missing[:3])
+                said = f"{len(missing)} of {len(jobs)} pretrainings have not ended"
+                raise JobsFailedError(f"{said}: {reasons}")
             signals.has_started = False  # no job runs: a signal ends it at once
             rows = list(_rows(plan, ended, options))
     except KeyboardInterrupt:
         sys.stderr.write(f"mae-nas: stopped; the same command goes on in {output}\n")
         raise
-    if missing := [job for job in ended if not job.ended]:
-        reasons = "; ".join(f"{job.folder.name}: {job.reason or 'stopped'}" for job in missing[:3])
-        raise ValueError(f"{len(missing)} of {len(jobs)} pretrainings have not ended: {reasons}")
     return _answer(rows, output, options["format"])
 
 
@@ -231,12 +234,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
             said[title] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
             if random := measured(rows, key, "random").get(name):
                 said[f"{title}, random weights"] = f"{unit * sum(random) / len(random):.1f}"
-            is_same = facts["probe"]["features"] == first["probe"]["features"]
-            if name != first["network"] and key == "rank_me" and not is_same:
-                said[f"{title}, {first['network']} less it"] = (
-                    "bounded by other numbers of features"
-                )
-            elif name != first["network"]:
+            if name != first["network"] and key != "rank_me":  # which ranks nothing
                 others = values[first["network"]], values[name]
                 apart, low, high = (unit * each for each in difference(*others))
                 told = "" if low > 0 or high < 0 else ", not distinguishable"

@@ -80,7 +80,10 @@ def _measured(words: Mapping[str, list[str]], options: Mapping[str, str]) -> dic
         if isinstance(network, DerivedNetwork):
             place = Place(network.size, run.data.channels, run.data.side, 0)
             reference = given or next(iter(networks.values()))
-            width = width_as_fast(network.genotype, place, image, reference, _SECONDS)
+            try:
+                width = width_as_fast(network.genotype, place, image, reference, _SECONDS)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
             mine = [*mine, f"network.width={width}"]
             run = _prepared(mine)
         if runs:  # the same images: one copy of them will do

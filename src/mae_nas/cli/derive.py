@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mae_nas.cli.arguments import decimal_number, read_arguments, whole_number
+from mae_nas.cli.arguments import check_folder, decimal_number, read_arguments, whole_number
 from mae_nas.cli.place import DEVICES, PLACE, check_choices, million, named_device, read_place
 from mae_nas.cli.searched import Searched, load_searched
 from mae_nas.notation import darts_text
@@ -114,8 +114,7 @@ def _limits(options: Mapping[str, str]) -> dict[str, int]:
 
 def _output(options: Mapping[str, str]) -> Path:
     output = Path(options["output"]) if options["output"] else Path(options["run"]) / "derived"
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file, not a folder")
+    check_folder("output", output)
     if (output / "config.json").exists():
         raise ValueError(f"output: {output} is a run folder; its genotype.json is the run's own")
     return output
@@ -132,15 +131,18 @@ def _table(
     device = named_device(options["device"])
     torch.set_num_threads(whole_number("threads", options["threads"]))
     batch, checked = (whole_number(key, options[key]) for key in ("batch", "checked"))
+    seconds = decimal_number("seconds", options["seconds"])
     file = output / "latency.json"
     where = describe_place(place, batch, device)
     again = ""
     if file.exists():
         try:
-            return read_table(read_json(file), where, searched.space), f"latencies of {file}"
+            known = read_table(read_json(file), where, searched.space)
+            if known.seconds >= seconds and len(known.checked) >= checked:
+                return known, f"latencies of {file}"
+            again = f" anew, more than for {file}"
         except ValueError as error:
             again = f" anew, since {file} {str(error).removeprefix(f'{file}: ')}"
-    seconds = decimal_number("seconds", options["seconds"])
     measured = measure_table(searched.space, place, batch, device, seconds, checked)
     return measured, f"latencies measured{again}"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mae_nas.cli.arguments import check_images, read_arguments, whole_number
+from mae_nas.cli.arguments import check_folder, check_images, read_arguments, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,9 @@ def embed(arguments: Sequence[str]) -> str:
     picture = Path(options["neighbours"]) if options["neighbours"] else None
     if picture is not None and (picture.suffix != ".png" or picture.is_dir()):
         raise ValueError(f"neighbours={picture}: name a .png file, e.g. neighbours=alike.png")
+    check_folder("output", output.parent)
+    if picture is not None:
+        check_folder("neighbours", picture.parent)
     if output.exists():
         raise ValueError(f"output: {output} is there already; choose another, or remove it")
 
@@ -84,13 +87,13 @@ def embed(arguments: Sequence[str]) -> str:
     try:
         with progress(console, "images") as on_rows:
             table.fill(rows, done // size * size, features_of(stored.network, batches), on_rows)
+        said = [] if picture is None else _drawn(rows, store, picture)
+        table.finish(rows, store.files)
     except KeyboardInterrupt:
         sys.stderr.write(f"mae-nas: stopped; the same command goes on from {table.folder}\n")
         raise
     finally:
         table.release()
-    said = [] if picture is None else _drawn(rows, store, picture)
-    table.finish(rows, store.files)
     begun = f" ({done:,} of them were there already)" if done else ""
     first = (
         f"features   {output}: {len(store):,} images{begun}, {table.columns} features each, of "

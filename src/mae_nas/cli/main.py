@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mae_nas import __version__
 from mae_nas.cli import launch
-from mae_nas.cli.codes import COLLAPSED, CONFIGURATION, DONE, FAILED, INTERRUPTED, stopped_by
+from mae_nas.cli.codes import (
+    COLLAPSED,
+    CONFIGURATION,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    JobsFailedError,
+    stopped_by,
+)
 from mae_nas.cli.spelling import suggest
 from mae_nas.stopping import Stopper
 
@@ -45,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION
-    except MemoryError as error:  # of the computer, not of what was asked
+    except (MemoryError, JobsFailedError) as error:  # of the computer, not of what was asked
         _complain(error)
         return FAILED
 
@@ -181,8 +189,7 @@ def _run(command: str, decision: "Decision", overrides: list[str], stopper: Stop
 
 def _answer(name: str, arguments: list[str]) -> int:
     """Run a command that prints one text: the function of its name in the module of its name."""
-    with _loading():
-        module = import_module(f"mae_nas.cli.{name}")
+    module = import_module(f"mae_nas.cli.{name}")
     is_asked = not {"-h", "--help"}.isdisjoint(arguments)
     return _say(module.USAGE if is_asked else getattr(module, name)(arguments))
 
@@ -190,11 +197,13 @@ def _answer(name: str, arguments: list[str]) -> int:
 @contextmanager
 def _loading() -> Iterator[None]:
     """Import without looking for garbage: there is none, and looking is a fifth of torch's time."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -218,7 +227,7 @@ def _say(text: str) -> int:
     return DONE
 
 
-def _complain(error: ValueError | OSError | MemoryError) -> None:
+def _complain(error: Exception) -> None:
     text = str(error) or ("out of memory" if isinstance(error, MemoryError) else "")
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mae_nas.cli.arguments import check_images, read_arguments, seed_number, whole_number
+from mae_nas.cli.arguments import (
+    check_folder,
+    check_images,
+    read_arguments,
+    seed_number,
+    whole_number,
+)
 from mae_nas.cli.place import check_choices
 
 if TYPE_CHECKING:
@@ -61,6 +67,8 @@ def probe(arguments: Sequence[str]) -> str:
     output = Path(options["output"]) if options["output"] else None
     if output is not None and (output.is_dir() or output.suffix != ".json"):
         raise ValueError(f"output={output}: name a .json file")
+    if output is not None:
+        check_folder("output", output.parent)
 
     from rich.console import Console  # and torch, seconds
 

@@ -48,12 +48,14 @@ class LatencyTable:
         base: nanoseconds of the network without what its operations add.
         added: by position and operation, nanoseconds that it adds on one edge of all those cells.
         checked: of random cells: `seed`, and what was predicted and measured, in ms.
+        seconds: spent on each network, about.
     """
 
     where: Mapping[str, object]
     base: int
     added: Mapping[str, Mapping[str, int]]
     checked: tuple[Mapping[str, float], ...]
+    seconds: float
 
     def costs(self, space: SearchSpace) -> CostTable:
         """In the space's edges and candidates."""
@@ -92,7 +94,9 @@ class LatencyTable:
 
 def read_table(document: object, where: Mapping[str, object], space: SearchSpace) -> LatencyTable:
     """What `to_dict` gave; ValueError unless it was measured `where` and knows all operations."""
-    base, added, checked = (find(document, key) for key in ("base", "added", "checked"))
+    base, added, checked, seconds = (
+        find(document, key) for key in ("base", "added", "checked", "seconds")
+    )
     if find(document, "format") != FORMAT or find(document, "where") != where:
         raise ValueError("was measured elsewhere")
     known = added if isinstance(added, dict) else {}
@@ -102,13 +106,12 @@ def read_table(document: object, where: Mapping[str, object], space: SearchSpace
             if not isinstance(value, int) or not 0 <= value <= _MOST_NS:
                 raise ValueError(f"lacks {name} ({position})")
     rows = checked if isinstance(checked, list) else []
-    if not isinstance(base, int) or not 0 <= base <= _MOST_NS or not rows:
+    times = [find(row, f"{key}_ms") for row in rows for key in ("predicted", "measured")]
+    if not isinstance(base, int) or not 0 <= base <= _MOST_NS or not isinstance(seconds, float):
         raise ValueError("is damaged")
-    for row in rows:
-        times = [find(row, f"{key}_ms") for key in ("predicted", "measured")]
-        if not all(isinstance(ms, float) and 0 < ms < math.inf for ms in times):
-            raise ValueError("is damaged")
-    return LatencyTable(where, base, known, tuple(rows))
+    if not times or not all(isinstance(ms, float) and 0 < ms < math.inf for ms in times):
+        raise ValueError("is damaged")
+    return LatencyTable(where, base, known, tuple(rows), seconds)
 
 
 def describe_place(place: Place, batch: int, device: torch.device) -> dict[str, object]:
@@ -143,7 +146,7 @@ def measure_table(
     timed = time_networks(networks, image, seconds)
     taken = {name: timing.least * _NS for name, timing in timed.items()}
     where = describe_place(place, batch, device)
-    table = LatencyTable(where, *_tell_apart(probes, taken), checked=())
+    table = LatencyTable(where, *_tell_apart(probes, taken), (), seconds)
     sums = table.costs(space)
     table = table.scaled(median(taken[n] / cost_of(g, sums, space) for n, g in mixed.items()))
     costs = table.costs(space)
@@ -155,7 +158,7 @@ def measure_table(
         }
         for seed, (name, genotype) in enumerate(unseen.items())
     ]
-    return LatencyTable(where, table.base, table.added, tuple(rows))
+    return replace(table, checked=tuple(rows))
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ def width_as_fast(
     nearest = min((w for w in (width - 2, width) if w >= 2), key=lambda w: abs(ratio(w) - 1))
     if nearest == 2 and ratio(2) > 2:
         raise ValueError(
-            f"latency: at width 2 the network takes {ratio(2):.1f} times as long already; lessen "
-            "network.depth"
+            f"at width 2 the network takes {ratio(2):.1f} times as long already; lessen "
+            "network.depth, or let the others be slower"
         )
     return nearest
 

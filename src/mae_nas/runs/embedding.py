@@ -29,9 +29,16 @@ _HELD: dict[Path, int] = {}  # open locks of this process
 
 @torch.inference_mode()
 def features_of(network: Encoder, batches: Iterable[Batch]) -> Iterator[NDArray[np.float32]]:
-    """(B, D) of each batch, on the CPU."""
+    """(B, D) of each batch, on the CPU; ValueError of the first that is not finite."""
     for batch in batches:
-        yield network.features(batch.image).float().cpu().numpy()
+        rows = network.features(batch.image).float().cpu().numpy()
+        if not np.isfinite(rows).all():
+            first, last = (int(batch.index[i]) + 1 for i in (0, -1))
+            raise ValueError(
+                f"checkpoint: features of images {first:,} to {last:,} are not finite: the "
+                "network's weights or statistics have run away"
+            )
+        yield rows
 
 
 def fingerprint(file: Path) -> str:
@@ -98,10 +105,19 @@ class PartialTable:
             os.close(file)
 
     def open(self) -> tuple[NDArray[np.float32], int]:
-        """The table on disk, and how many of its rows are done."""
+        """The table on disk, which is held from now on, and how many of its rows are done.
+
+        Raises:
+            ValueError: another process holds it, or has made OUTPUT.
+        """
         done = 0
         self.release()
         self._lock()
+        if self.output.exists():
+            self.discard()
+            raise ValueError(
+                f"output: {self.output} is there already; choose another, or remove it"
+            )
         table = self._table
         try:
             state = read_json(self._state)
@@ -123,25 +139,31 @@ class PartialTable:
         features: Iterable[NDArray[np.float32]],
         on_rows: Callable[[int, int], None],
     ) -> None:
-        """Write the rows from `done` on; what is on disk is recorded as it gets there."""
+        """Write the rows from `done` on; what is on disk is recorded as it gets there.
+
+        Where `features` raises ValueError nothing is left: there is nothing to go on with.
+        """
         assert isinstance(table, np.memmap)
-        for count, block in enumerate(features, 1):
-            if not np.isfinite(block).all():
-                raise ValueError(
-                    f"features of images {done + 1:,} to {done + len(block):,} are not finite: the "
-                    "network's weights or statistics have run away"
-                )
-            table[done : done + len(block)] = block
-            done += len(block)
-            if count % _FLUSHED == 0 or done == self.rows:
-                table.flush()
-                write_json(self._state, {"identity": self.identity, "done": done})
-            on_rows(done, self.rows)
+        try:
+            for count, block in enumerate(features, 1):
+                table[done : done + len(block)] = block
+                done += len(block)
+                if count % _FLUSHED == 0 or done == self.rows:
+                    table.flush()
+                    write_json(self._state, {"identity": self.identity, "done": done})
+                on_rows(done, self.rows)
+        except ValueError:
+            self.discard()
+            raise
 
     def finish(self, table: NDArray[np.float32], files: Sequence[str]) -> None:
         """Write OUTPUT, whole or not at all, and remove what it was made from."""
         with replacing(self.output) as beside:
             WRITERS[self.output.suffix](beside, table, files)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what OUTPUT was to be made from, and let go of the folder."""
         for file in (self._table, self._state, self.folder / "lock"):
             file.unlink(missing_ok=True)
         self.release()
