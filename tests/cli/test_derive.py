@@ -68,6 +68,15 @@ def test_without_a_limit_the_cells_are_those_of_the_reading(answer: Answer, run:
     assert read_genotype(str(run / "derived")) == expected
 
 
+@pytest.mark.parametrize(("network", "side"), [("tiny", 16), ("cifar", 16), ("imagenet", 224)])
+def test_images_are_the_searchs_where_the_stem_is_for_them(
+    run: Path, network: str, side: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["derive", f"run={run}", f"network={network}", "max_macs=1e-6"]) == 2
+    where = f"(network={network}, images of side {side}; see network= and side=)\n"
+    assert capsys.readouterr().err.endswith(where)
+
+
 def test_limits_are_kept_and_profile_counts_the_same(
     answer: Answer, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

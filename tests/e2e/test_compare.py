@@ -139,6 +139,13 @@ def row(
     }
 
 
+def test_one_seed_has_no_interval() -> None:
+    first, second = compared([row("a", 0, 0.5, 7.0), row("b", 0, 0.6, 7.0)])
+    assert first["linear probe, %"] == "50.0 (one seed: no interval)"
+    apart = second["linear probe, %, a less it"]
+    assert apart == "-10.0 (one seed: no interval), not distinguishable"
+
+
 def test_what_cannot_be_told_is_said() -> None:
     rows = [row("a", i, 0.5 + 0.01 * i, 7.0 + i) for i in range(3)]
     rows += [row("b", i, 0.5 + 0.01 * i, 70.0 + i) for i in range(3)]

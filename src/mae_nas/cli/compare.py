@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -231,16 +232,22 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
             mean = unit * sum(values[name]) / len(values[name])
             low, high = (unit * end for end in interval(values[name]))
             title += "" if key == "rank_me" else ", %"
-            said[title] = f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+            said[title] = f"{mean:.1f} " + _between(low, high, "")
             if random := measured(rows, key, "random").get(name):
                 said[f"{title}, random weights"] = f"{unit * sum(random) / len(random):.1f}"
             if name != first["network"] and key != "rank_me":  # which ranks nothing
                 others = values[first["network"]], values[name]
                 apart, low, high = (unit * each for each in difference(*others))
                 told = "" if low > 0 or high < 0 else ", not distinguishable"
-                words = f"{apart:+.1f} [{low:+.1f}, {high:+.1f}]{told}{unequal}"
+                words = f"{apart:+.1f} {_between(low, high, '+')}{told}{unequal}"
                 said[f"{title}, {first['network']} less it"] = words
         yield said
+
+
+def _between(low: float, high: float, sign: str) -> str:
+    """An interval, if there is one."""
+    is_known = math.isfinite(low) and math.isfinite(high)
+    return f"[{low:{sign}.1f}, {high:{sign}.1f}]" if is_known else "(one seed: no interval)"
 
 
 def _answer(rows: Sequence[Mapping[str, Any]], output: Path, form: str) -> str:
@@ -256,4 +263,6 @@ def _answer(rows: Sequence[Mapping[str, Any]], output: Path, form: str) -> str:
     keys = list(dict.fromkeys(key for row in networks for key in row))
     lines = [{"": k, **{row["network"]: row.get(k, "") for row in networks}} for k in keys[1:]]
     files = [f"records  {output / 'compare.json'}", *(f"picture  {path}" for path in pictures)]
-    return "\n".join([columns(lines), *files])
+    labels = any(key in row["probe"]["network"] for key in ("knn", "linear") for row in rows)
+    notes = [] if labels else ["no labels: RankMe ranks nothing, which is better is not known"]
+    return "\n".join([columns(lines), *notes, *files])

@@ -33,11 +33,11 @@ cells are those that DARTS's rule derives.
   max_latency_ms=         of a batch on this device, by a table that is measured first (a minute)
   max_skips=              skip connections in the normal cell
   reading=last|STEP       of the search
-  network=cifar|cifar_small|small|imagenet
+  network=cifar|cifar_small|small|tiny|imagenet
                           or network.width=36 network.depth=20 network.stem=cifar
                           network.auxiliary=true
   classes= side= channels=   of the images: by default the search's where the stem is for them,
-                          else those of CIFAR-10 or ImageNet
+                          else those of CIFAR-10 or ImageNet (64 pixels for the small stem)
   latency=false|true      measure the table without a limit, too
   batch=1 threads=1 device=auto|cpu|cuda seconds=1 checked=5
                           how it is measured, and random cells that it is tried on
@@ -83,7 +83,7 @@ def derive(arguments: Sequence[str]) -> str:
             budgets = Budgets(searched.scores, costs, searched.space)
         facts = _facts(budgets, limits)
     except OverBudgetError as error:
-        raise ValueError(_over(error, options)) from None
+        raise ValueError(_over(error, options, place.side)) from None
     facts |= {"network": asdict(place.size), "side": place.side, "channels": place.channels}
     facts |= {"classes": place.classes, "run": options["run"], "reading": searched.step}
     facts |= {"latency": measured and measured.to_dict()}
@@ -175,14 +175,14 @@ def _facts(budgets: "Budgets", limits: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _over(error: "OverBudgetError", options: Mapping[str, str]) -> str:
+def _over(error: "OverBudgetError", options: Mapping[str, str], side: int) -> str:
     """Which limit cannot be met, and the least that can, rounded up."""
     keys = {name: key for key, name in _MAXIMA.items()}
     least = math.ceil(1e4 * error.least / _UNITS[error.name]) / 1e4
     key, amount = keys[error.name], f"{least:,.10g}{_SAID[error.name]}"
     if not error.given:
         where = f"network={options['network']}" + (
-            "" if error.name == "skips" else ", see network="
+            "" if error.name == "skips" else f", images of side {side}; see network= and side="
         )
         return f"{key}={options[key]}: the least that these cells take is {amount} ({where})"
     given = " and ".join(f"{keys[name]}={options[keys[name]]}" for name in error.given)

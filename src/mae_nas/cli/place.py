@@ -33,6 +33,7 @@ def read_place(options: Mapping[str, str], images: Mapping[str, int] | None = No
         options: with the keys of `PLACE`.
         images: `side` and `channels` of images at hand; they hold where nothing else is said and
             the network's stem is that for their side, since cells may be meant for other images.
+            The small stem, which halves sides once, is for smaller ones too.
     """
     known = presets("network")
     if options["network"] not in known:
@@ -55,8 +56,9 @@ def read_place(options: Mapping[str, str], images: Mapping[str, int] | None = No
     size = NetworkSize(**values)
     classes = 1000 if size.stem == "imagenet" else 10
     usual = {"side": SIDES[size.stem], "channels": 3, "classes": classes}
-    if images and stem_for(images["side"]) == size.stem:
-        usual |= images
+    if images:
+        is_smaller = size.stem == "small" and images["side"] <= SIDES["small"]
+        usual |= images if is_smaller or stem_for(images["side"]) == size.stem else {}
     numbers = {
         key: whole_number(key, options[key]) if options[key] else default
         for key, default in usual.items()

@@ -243,10 +243,12 @@ def _drawn(positions: "NDArray[np.int64]", most: int | None, seed: int) -> "NDAr
 def _page(facts: Mapping[str, Any]) -> Iterator[str]:
     from mae_nas.runs.listing import columns
 
-    yield (
-        f"{facts['features']} features of step {facts['step']:,}, {facts['train_images']:,} "
-        f"training images, {facts['test_images']:,} test images"
-    )
+    images = f"{facts['train_images']:,} images"
+    if facts["test_images"]:
+        images = f"{facts['train_images']:,} training images, {facts['test_images']:,} test images"
+    yield f"{facts['features']} features of step {facts['step']:,}, {images}"
+    if "linear" not in facts["network"] and "knn" not in facts["network"]:
+        yield "RankMe alone, which ranks nothing: a low one is a sign of collapse"
     if facts["unseen_classes"]:
         yield f"{facts['unseen_classes']} classes have test images and no training image"
     shown = {"network": "network", "random": "random weights"}

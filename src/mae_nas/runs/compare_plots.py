@@ -21,7 +21,7 @@ def plot_comparison(
         measures: by title, then by network: a value for each seed.
         path: of the picture, without its suffix.
     """
-    figure = Figure(figsize=(3.4 * len(measures), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 3.4 * len(measures)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for panel, (title, networks) in zip(panels, measures.items(), strict=True):
         for place, values in enumerate(networks.values()):

@@ -128,6 +128,8 @@ def plot_losses(
     shown = list(yardsticks.values())
     for key, (label, hue) in _STEPS.items():
         kept = [row for row in rows if row.get(key) not in ("", None)]
+        if not kept:  # a pretraining has no α
+            continue
         epochs = _numbers(row["epoch"] for row in kept)
         losses = _numbers(row[key] for row in kept)
         smooth = _running_median(losses)
