@@ -29,7 +29,10 @@ LONG = ["trainer.max_epochs=9", "trainer.max_steps=12"]  # a reading at every se
         pytest.param(  # with another scale than it began with
             7, ["trainer.precision=16-mixed", "trainer.max_steps=9"], marks=pytest.mark.slow
         ),
-        (2, ["search.second_order=true", "trainer.accumulate=2", "trainer.max_steps=4"]),
+        pytest.param(
+            *(2, ["search.second_order=true", "trainer.accumulate=2", "trainer.max_steps=4"]),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_goes_on_from_any_kind_of_step(

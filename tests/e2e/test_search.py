@@ -95,6 +95,7 @@ def test_a_given_cell_is_trained_alone(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_debug_and_demo_presets_run(
     search: Search,
     tmp_path: Path,

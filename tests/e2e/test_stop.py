@@ -33,6 +33,7 @@ def test_a_search_outlives_whoever_reads_its_lines(start: Start, tmp_path: Path)
     assert "summary    run/summary.json" in log
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_in_one_line_and_leaves_nothing_half_written(
     start: Start, tmp_path: Path
 ) -> None:

@@ -85,13 +85,8 @@ def test_a_training_learns_and_leaves_the_names_that_scripts_rely_on(
     assert capsys.readouterr().out.startswith(f"test accuracy {100 * record['test_top1']:.2f} % ")
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        [],
-        pytest.param(["recipe.policy=rand-m5", "recipe.smallest_crop=0.5"], marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["recipe.policy=rand-m5", "recipe.smallest_crop=0.5"]])
 def test_a_training_that_goes_on_ends_as_if_it_had_not_stopped(
     train: Callable[..., int], tmp_path: Path, more: list[str], assert_same: AssertSame
 ) -> None:
@@ -293,6 +288,7 @@ def turned(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return weights | {name: weights[name].flip(0).contiguous() for name in names}
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_leaves_nothing(
     train: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,

@@ -297,10 +297,8 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize(
-    "claim",
-    ["figure2", *(pytest.param(c, marks=pytest.mark.slow) for c in PICTURES if c != "figure2")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", PICTURES)
 def test_tables_and_pictures_are_a_function_of_the_records(
     claim: str, tmp_path: Path, run: Run
 ) -> None:

@@ -35,7 +35,13 @@ CASES = {
     "unet sparse": ["space=s1", "decoder=unet", "decoder.width=8", "mask.mode=sparse"],
 }
 # Every decoder and both masks are among the others.
-SLOW = ("hierarchical sparse", "hierarchical dense second order", "simmim dense", "unet sparse")
+SLOW = (
+    "hierarchical sparse",
+    "hierarchical dense second order",
+    "simmim dense",
+    "unet sparse",
+    "unet dense",
+)
 Curves = dict[str, list[str]]
 
 

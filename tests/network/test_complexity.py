@@ -15,10 +15,11 @@ from mae_nas.network.derived import NetworkSize
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "complexity.json").read_text(encoding="utf-8")
 )
+QUICK = ("NASNet", "AmoebaNet", "DARTS_V2", "PC_DARTS_cifar", "PDARTS", "GDAS_V1")
 CASES = [
     pytest.param(
         *(name, where),
-        marks=[] if where == "cifar10_C36_L20" or name == "DARTS_V2" else pytest.mark.slow,
+        marks=[] if where == "cifar10_C36_L20" and name in QUICK else pytest.mark.slow,
     )
     for name, places in GOLDEN.items()
     for where in places

@@ -29,6 +29,7 @@ def test_every_dense_way_computes_the_same_updates() -> None:
         assert (update - naive).norm() < 1e-3 * naive.norm(), name  # in float32
 
 
+@pytest.mark.slow
 def test_a_row_says_how_fast_how_much_and_by_what() -> None:
     told: list[None] = []
     names = ["naive", "fused-torch", "fused-cpp-sparse75"]
