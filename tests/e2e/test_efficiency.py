@@ -29,11 +29,11 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 SOME = [
+    ["space=s4", "decoder=simmim"],
     ["space=s1", "mask.mode=sparse", "mask.patch_size=4", "decoder=unet", "decoder.width=8"],
+    ["space=s2", "mask.mode=sparse", "mask.patch_size=2"],
 ]
 MORE = [
-    ["space=s4", "decoder=simmim"],
-    ["space=s2", "mask.mode=sparse", "mask.patch_size=2"],
     ["space=s3", "search.second_order=true"],
     ["space=s0", "supernet.width=4"],
     ["space=s0", "efficiency.recompute=true"],

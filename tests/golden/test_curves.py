@@ -53,7 +53,7 @@ class Recorder(pl.Callback):
 
     def on_train_batch_end(
         self,
-        trainer: pl.Trainer,  # noqa: ARG002
+        trainer: pl.Trainer,  # noqa: ARG002 - Lightning's signature
         pl_module: pl.LightningModule,
         *_: object,
     ) -> None:

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _complain(error)
         return CONFIGURATION
-    except (MemoryError, JobsFailedError) as error:  # of the computer, not of what was asked
+    except (MemoryError, JobsFailedError) as error:  # while it ran: what was asked is in order
         _complain(error)
         return FAILED
 
